@@ -1,0 +1,22 @@
+"""Cascade speculative decoding for LLaMA- and T5-family models: faster, and not one token changes."""
+
+from cascade_engine.build_info import build_info, require_native
+
+require_native()
+
+from cascade_engine.engine import Engine, Generation, Piece, StepOutput
+from cascade_engine.params import SamplingParams
+from cascade_engine.policy import FixedCascade, PlainDecoding
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Engine",
+    "FixedCascade",
+    "Generation",
+    "Piece",
+    "PlainDecoding",
+    "SamplingParams",
+    "StepOutput",
+    "build_info",
+]

@@ -1,0 +1,1 @@
+"""The embedded demo family: its corpus, training and export scripts, and the models."""

@@ -1,0 +1,114 @@
+"""MODEL_CARD.md, filled in from the training logs, the score files and the exported weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from .advice import topics
+from .presets import PRESETS
+from .world import TOWNS
+
+_INTRO = """# Model card: the embedded demo family
+
+Small LLaMA and T5 (v1.1 shape) models for a first run without a download, and for tests and benchmarks
+that need target and draft pairs whose acceptance is real. They were trained from scratch by
+`cascade_engine/demo/train.py` on the text that `cascade_engine/demo/corpus.py` writes, and on nothing
+else: arithmetic word problems with worked solutions (numbers up to 999), questions about a made-up world
+of {towns} towns, and advice questions on {topics} topics answered in lists, with skeletons and point
+expansions. Outside that they are not expected to work. The corpus, the weights and this card are
+under the project's licence. The n-gram table is described where it is built.
+
+Prompt formats: `cascade_engine/demo/formats.py`. Tokenizer: SentencePiece BPE, 2,048 pieces, byte
+fallback, digits split, unk 0, bos 1, eos 2; the T5 models use the same ids, with 0 as padding and
+decoder start. Context: 1,024 tokens. Weights: bfloat16.
+"""
+
+_NOTES = """
+`correct` is the share of test questions whose answer is right: the final number (arithmetic), a list
+of the right length (advice, skeleton), the exact text (fact, expansion). `agreement` is the share of
+the target's own greedy tokens that a draft would have chosen in the same place. Problems of the test
+split (numbers of a word problem, wordings of a fact, advice questions) occur nowhere in training.
+"""
+
+
+def parameter_count(weights: Path) -> int:
+    """Number of stored parameters; tied tensors are stored once."""
+    total = 0
+    with safe_open(str(weights), framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  (the file object is no dict)
+            count = 1
+            for size in tensors.get_slice(key).get_shape():
+                count *= size
+            total += count
+    return total
+
+
+def last_record(log: Path) -> dict[str, Any]:
+    """The last line of a log.jsonl, or an empty dict."""
+    return json.loads(log.read_text().splitlines()[-1]) if log.exists() else {}
+
+
+def _files_table(folder: Path) -> list[str]:
+    rows = ["| model | parameters | bytes | sha256 of model.safetensors |", "|---|---|---|---|"]
+    for name in PRESETS:
+        weights = folder / name / "model.safetensors"
+        if weights.exists():
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            size = weights.stat().st_size
+            rows.append(f"| {name} | {parameter_count(weights):,} | {size:,} | `{digest}` |")
+    return rows
+
+
+def _training_table(trained: Path) -> list[str]:
+    rows = [
+        "| model | steps | tokens | tokens/s | seconds | validation loss (nats/token) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in PRESETS:
+        record = last_record(trained / name / "log.jsonl")
+        if record:
+            cells = (record["tokens"], record["tokens_per_second"], round(record["seconds"]))
+            numbers = " | ".join(f"{c:,}" for c in cells)
+            rows.append(
+                f"| {name} | {record['step']:,} | {numbers} | {record['validation_loss']} |"
+            )
+    return rows
+
+
+def _score_table(scores: dict[str, Any]) -> list[str]:
+    tasks = ("arithmetic", "fact", "advice", "skeleton", "expansion")
+    rows = [f"| model | {' | '.join(tasks)} | agreement |", "|---" * (len(tasks) + 2) + "|"]
+    for name in PRESETS:
+        if name in scores:
+            cells = [
+                f"{scores[name][t]['correct']:.1%} of {scores[name][t]['count']}" for t in tasks
+            ]
+            share = scores[name].get("agreement")
+            cells.append("-" if share is None else f"{share:.1%}")
+            rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def write_card(folder: Path, trained: Path) -> None:
+    """Write folder/MODEL_CARD.md from folder/MODEL/ and trained/MODEL/log.jsonl, trained/scores-*.json."""
+    scores: dict[str, Any] = {}
+    for path in sorted(trained.glob("scores-*.json")):
+        scores.update(json.loads(path.read_text()))
+    parts = [
+        _INTRO.format(towns=len(TOWNS), topics=len(topics())),
+        "## Files\n",
+        *_files_table(folder),
+        "\n## Training\n",
+        "Muon (matrices) and AdamW (the rest), constant rate with linear decay, seed 0, bfloat16",
+        "autocast on CPU. Drafts: last phase distilled on the target's logits (forward KL) and texts.\n",
+        *_training_table(trained),
+        "\n## Held-out test split, greedy decoding with transformers\n",
+        *_score_table(scores),
+        _NOTES,
+    ]
+    (folder / "MODEL_CARD.md").write_text("\n".join(parts))

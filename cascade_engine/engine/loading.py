@@ -1,0 +1,186 @@
+"""From directories to levels: what `Engine.load` does before there is an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from cascade_engine.cache import PAGE_TOKENS, bytes_per_token, pages_for
+from cascade_engine.errors import CapacityError, RequestError, VocabularyMismatch
+from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
+from cascade_engine.models import llama
+from cascade_engine.models.checkpoint import Checkpoint
+from cascade_engine.models.config import LlamaConfig, load_config
+from cascade_engine.ops import CpuBackend
+# TODO tables
+from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Keyword arguments of `Engine.load`."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    max_rows: int = 16
+    max_context: int | None = None
+    kv_cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise RequestError(f"device must be 'auto' or 'cpu', got {self.device!r}")
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise RequestError(
+                f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}"
+            )
+        for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded; `lines` are for people."""
+
+    lines: tuple[str, ...]
+    weight_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    neural: list[NeuralLevel]
+    statistical: StatisticalLevel
+    rows: TokenRows
+    tokenizer: Tokenizer | None
+    eos_ids: tuple[int, ...]
+    report: LoadReport
+
+
+@dataclass(frozen=True)
+class _Model:
+    name: str
+    directory: Path
+    config: LlamaConfig
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype
+    note: str
+
+    def cache_bytes_per_token(self) -> int:
+        c = self.config
+        return bytes_per_token(c.num_layers, c.num_kv_heads, c.head_dim, self.dtype)
+
+
+def load_levels(
+    target: str | PathLike[str],
+    drafts: Sequence[str | PathLike[str]],
+    table: str | PathLike[str] | None,
+    options: LoadOptions,
+    progress: Progress | None,
+) -> Loaded:
+    """Opens and checks everything before any weight is packed, then loads the levels."""
+    models = [_open(path, options.dtype) for path in (target, *drafts)]
+    vocab_size = _shared_vocabulary(models)
+    tokenizer = models[0].tokenizer
+    ngrams = None
+    context = min(models[0].config.max_positions, options.max_context or 2**31 - 1)
+    tokens = _cache_tokens(models, context, options)
+
+    backend = CpuBackend(options.threads)
+    rows = TokenRows(options.max_rows, context)
+    neural, lines, weight_bytes = [], [], 0
+    for model in models:
+        report = None if progress is None else _per_model(progress, model.name)
+        weights = llama.load_weights(
+            model.checkpoint, model.config, backend, model.dtype, report
+        )
+        weight_bytes += weights.num_bytes()
+        lines.append(
+            f"{model.name}: {weights.num_bytes() / 1e6:.1f} MB, "
+            f"{str(model.dtype).removeprefix('torch.')}{model.note}, {backend.isa}, "
+            f"{backend.context.threads} threads"
+        )
+        level_context = min(context, model.config.max_positions)
+        neural.append(
+            NeuralLevel(model.name, weights, backend, rows, level_context, tokens, vocab_size)
+        )
+    cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
+    return Loaded(
+        neural,
+        StatisticalLevel(backend, rows, ngrams),
+        rows,
+        tokenizer,
+        models[0].config.eos_ids,
+        LoadReport(tuple(lines), weight_bytes, cache_bytes),
+    )
+
+
+def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(name, done, total)
+
+
+def _open(path: str | PathLike[str], dtype: str) -> _Model:
+    directory = Path(path)
+    config = load_config(directory)
+    stored = config.dtype or torch.float32
+    note = ""
+    if dtype == "auto":
+        chosen = stored if stored in DTYPES.values() else torch.float32
+    else:
+        chosen = DTYPES[dtype]
+    if chosen != stored:
+        note = f" (checkpoint: {str(stored).removeprefix('torch.')})"
+    return _Model(
+        directory.resolve().name,
+        directory,
+        config,
+        Checkpoint.open(directory),
+        Tokenizer.load(directory),
+        chosen,
+        note,
+    )
+
+
+def _shared_vocabulary(models: Sequence[_Model]) -> int:
+    """Tokens that every level knows: the target's tokenizer, or its embedding rows without one."""
+    target = models[0]
+    rows = target.config.vocab_size
+    vocab_size = rows if target.tokenizer is None else min(rows, target.tokenizer.vocab_size)
+    for draft in models[1:]:
+        if target.tokenizer is not None and draft.tokenizer is not None:
+            check_same_vocabulary(target.tokenizer, draft.tokenizer)
+        if draft.config.vocab_size < vocab_size:
+            raise VocabularyMismatch(
+                f"draft {draft.name} has {draft.config.vocab_size} embedding rows, fewer than the "
+                f"{vocab_size} tokens of target {target.name}: use a draft with the same vocabulary"
+            )
+    return vocab_size
+
+
+def _cache_tokens(models: Sequence[_Model], context: int, options: LoadOptions) -> int:
+    """Tokens that each level's cache holds, over all rows: as many as asked for or as fit."""
+    per_token = sum(model.cache_bytes_per_token() for model in models)
+    one_row = pages_for(context) * PAGE_TOKENS
+    wanted = one_row * options.max_rows
+    if options.kv_cache_bytes is not None:
+        tokens = options.kv_cache_bytes // (per_token * PAGE_TOKENS) * PAGE_TOKENS
+        if tokens < PAGE_TOKENS:
+            raise CapacityError(
+                f"kv_cache_bytes={options.kv_cache_bytes} holds no page: one of {PAGE_TOKENS} "
+                f"tokens takes {per_token * PAGE_TOKENS} bytes over {len(models)} models"
+            )
+        return min(tokens, wanted)
+    quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    affordable = quarter // (per_token * PAGE_TOKENS) * PAGE_TOKENS
+    return max(PAGE_TOKENS, min(wanted, affordable))

@@ -1,0 +1,63 @@
+"""One request, token by token."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from cascade_engine.engine.results import Generation, Piece, StepOutput
+from cascade_engine.tokenizer import StreamDecoder
+
+
+class Stream(Iterator[Piece]):
+    """The tokens of one request as they become final; each carries the level that drafted it.
+
+    The engine advances while the iterator is asked for tokens. `close` aborts a request that is
+    still running; `result` tells what was produced so far.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        *,
+        step: Callable[[], list[StepOutput]],
+        abort: Callable[[], object],
+        result: Callable[[StepOutput], Generation],
+        decoder: StreamDecoder | None,
+    ) -> None:
+        self._step = step
+        self._abort = abort
+        self._result = result
+        self._decoder = decoder
+        self._pieces: deque[Piece] = deque()
+        self._out = StepOutput(request_id, [], [], None)
+
+    def __next__(self) -> Piece:
+        while not self._pieces:
+            if self._out.finish_reason is not None:
+                raise StopIteration
+            for out in self._step():
+                self._receive(out)
+        return self._pieces.popleft()
+
+    def close(self) -> None:
+        """Ends the request where it is; its finish reason becomes "abort"."""
+        if self._out.finish_reason is None:
+            self._abort()
+            self._out = self._out._replace(finish_reason="abort")
+        self._pieces.clear()
+
+    def result(self) -> Generation:
+        """What was produced so far; `finish_reason` is empty while the request runs."""
+        return self._result(self._out)
+
+    def _receive(self, out: StepOutput) -> None:
+        self._out = self._out.followed_by(out)
+        last = len(out.token_ids) - 1
+        for i, (token, source) in enumerate(zip(out.token_ids, out.sources, strict=True)):
+            text = ""
+            if self._decoder is not None:
+                text = self._decoder.push([token])
+                if i == last and out.finish_reason is not None:
+                    text += self._decoder.flush()
+            self._pieces.append(Piece(text, token, source))

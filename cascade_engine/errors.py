@@ -1,0 +1,29 @@
+"""The errors a user can meet. Messages are one line: the value, the limit and the way out."""
+
+
+class CascadeError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(CascadeError):
+    """A model's configuration is malformed, or asks for what this engine does not support."""
+
+
+class CheckpointError(CascadeError):
+    """A weight file is damaged, or does not hold what its configuration implies."""
+
+
+class TokenizerError(CascadeError):
+    """A tokenizer cannot be loaded, or was asked about a token it does not have."""
+
+
+class VocabularyMismatch(TokenizerError):  # noqa: N818 - it names the finding
+    """Two models that must share a vocabulary number their tokens differently."""
+
+
+class RequestError(CascadeError, ValueError):
+    """A parameter of a request or of the engine has a value that is not allowed."""
+
+
+class CapacityError(CascadeError):
+    """A prompt, a cache or a model does not fit the context or the memory there is."""

@@ -1,0 +1,120 @@
+"""A model with its cache, as a level of the cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cascade_engine.cache import KVStorage, PageTable, pages_for
+from cascade_engine.levels.rows import ReviewItem, TokenRows
+from cascade_engine.models import llama
+from cascade_engine.ops import CpuBackend
+
+PREFILL_TOKENS = 512
+"""Tokens of one prefill pass; any split gives the same bits."""
+
+
+class Verdict(NamedTuple):
+    """What a review decided for one row: drafted tokens kept, then the level's own token."""
+
+    num_accepted: int
+    token: int
+
+
+class NeuralLevel:
+    """A model that reviews, and thereby drafts: its own token ends every review.
+
+    `context` is the number of tokens it can attend to; `tokens` the number its cache holds for all
+    rows together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: llama.LlamaWeights,
+        backend: CpuBackend,
+        rows: TokenRows,
+        context: int,
+        tokens: int,
+        vocab_size: int,
+    ) -> None:
+        config = weights.config
+        self.name = name
+        self.weights = weights
+        self.context = context
+        self.vocab_size = vocab_size
+        self._backend = backend
+        self._rows = rows
+        num_rows, capacity = rows.tokens.shape
+        pages = pages_for(tokens)
+        self.pages = PageTable(pages, num_rows, min(context, capacity))
+        self.storage = KVStorage(
+            config.num_layers, pages, config.num_kv_heads, config.head_dim, weights.dtype
+        )
+        recorder = backend.recorder()
+        layers = recorder.cache_layers(
+            self.storage.data, config.num_kv_heads, config.head_dim
+        )
+        self._logits = llama.forward(recorder, weights, layers)
+        self._recorder = recorder
+        self._program = recorder.program
+        self._program.bind_rows(rows.tokens.data_ptr(), capacity, num_rows)
+        table = self.pages.block_table
+        self._program.bind_block_tables(table.data_ptr(), table.shape[1], pages)
+
+    def prefill(self, slot: int, tokens: int) -> None:
+        """Caches the row's leading `tokens` tokens, as far as they are not yet."""
+        while self.pages.length[slot] < tokens:
+            start = self.pages.length[slot]
+            self._feed([slot], [min(tokens, start + PREFILL_TOKENS)], [0])
+
+    def review(self, items: Sequence[ReviewItem], lenience: float) -> list[Verdict]:
+        """One forward pass over what this level has not seen of each row, then the acceptance rule.
+
+        Writes the level's own token behind the accepted ones. The caller truncates the cache to
+        the row's new length. Rows that lag far behind are brought up first.
+        """
+        for item in items:
+            if item.length - self.pages.length[item.slot] > PREFILL_TOKENS:
+                self.prefill(item.slot, item.frontier - 1)
+        slots = [item.slot for item in items]
+        lengths = [item.length for item in items]
+        self._feed(slots, lengths, [item.length - item.frontier + 1 for item in items])
+        tokens, probs = self._rows.tokens, self._rows.draft_probs
+        verdicts = self._backend.accept(
+            logits=self._program.data(self._logits),
+            logits_stride=self._program.cols(self._logits),
+            logit_rows=self._program.rows(self._logits),
+            vocab=self.vocab_size,
+            tokens=tokens.data_ptr(),
+            token_stride=tokens.shape[1],
+            probs=probs.data_ptr(),
+            rows=slots,
+            frontiers=[item.frontier for item in items],
+            lengths=lengths,
+            samplers=[item.sampler for item in items],
+            lenience=lenience,
+        )
+        return [Verdict(*verdict) for verdict in verdicts]
+
+    def truncate(self, slot: int, tokens: int) -> None:
+        """Rollback: at most `tokens` leading tokens of the row stay cached."""
+        self.pages.truncate(slot, tokens)
+
+    def logits(self) -> list[float]:
+        """Address, rows and columns of the last pass's logits, for tests and tools."""
+        return [
+            self._program.data(self._logits),
+            self._program.rows(self._logits),
+            self._program.cols(self._logits),
+        ]
+
+    def _feed(self, slots: list[int], ends: list[int], logits: list[int]) -> None:
+        pages = self.pages
+        for slot, end in zip(slots, ends, strict=True):
+            pages.reserve(slot, end, self.storage.copy_page)
+        starts = [pages.length[slot] for slot in slots]
+        counts = [end - start for start, end in zip(starts, ends, strict=True)]
+        self._program.run(slots, starts, counts, logits)
+        for slot, end in zip(slots, ends, strict=True):
+            pages.length[slot] = end

@@ -1,0 +1,43 @@
+"""The token rows that all levels share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from cascade_engine.ops import Sampler
+
+
+class TokenRows:
+    """One row of tokens per running request, in memory that native code reads and writes.
+
+    `tokens` int32 `[rows, capacity]`; `draft_probs` float32 of the same shape: the probability that
+    the level which last vouched for a token gave it (1 for tokens from tables), used by lenience.
+    """
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.tokens = torch.zeros((rows, capacity), dtype=torch.int32)
+        self.draft_probs = torch.ones((rows, capacity), dtype=torch.float32)
+
+    @property
+    def capacity(self) -> int:
+        return self.tokens.shape[1]
+
+    def write(self, slot: int, token_ids: list[int]) -> None:
+        """Starts a row over with `token_ids`."""
+        self.tokens[slot, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.int32)
+
+    def read(self, slot: int, begin: int, end: int) -> list[int]:
+        """Tokens begin..end-1 of a row."""
+        return self.tokens[slot, begin:end].tolist()
+
+
+class ReviewItem(NamedTuple):
+    """One row in a review."""
+
+    slot: int
+    frontier: int
+    """Leading tokens that the reviewing level need not judge."""
+    length: int
+    sampler: Sampler

@@ -1,0 +1,1 @@
+"""Models: configurations, checkpoints and forward passes. No globals, no cache ownership."""

@@ -1,0 +1,204 @@
+"""The CPU backend: weights packed for the native kernels, forward passes recorded as programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cascade_engine import _C
+from cascade_engine.errors import RequestError
+
+NATIVE_DTYPE = {torch.float32: _C.DType.f32, torch.bfloat16: _C.DType.bf16}
+SOURCE_DTYPE = {
+    torch.float32: _C.SourceDType.f32,
+    torch.bfloat16: _C.SourceDType.bf16,
+    torch.float16: _C.SourceDType.f16,
+}
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """A weight `[n, k]` in the packed layout of csrc/include/ce/types.h, with its bias `[n]`."""
+
+    handle: _C.PackedMatrix
+    memory: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.handle.n, self.handle.k
+
+
+def default_threads() -> int:
+    """CASCADE_THREADS, else the processors this process may run on."""
+    text = os.environ.get("CASCADE_THREADS", "")
+    if not text:
+        return _physical_cores()
+    if not text.isdecimal() or int(text) < 1:
+        raise RequestError(f"CASCADE_THREADS must be a number >= 1, got {text!r}")
+    return int(text)
+
+
+def _physical_cores() -> int:
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if allowed is None:
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                cores.add(file.read().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores)
+
+
+class CpuBackend:
+    """Worker threads, the kernels of one instruction set, and the packing of weights.
+
+    `threads` None: as `default_threads`. `isa`: "portable", "avx2", "avx512", "avx512bf16", or ""
+    for the best this machine has (or the one CASCADE_CPU names).
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, threads: int | None = None, isa: str = "") -> None:
+        self.context = _C.CpuContext(default_threads() if threads is None else threads, isa)
+
+    @property
+    def isa(self) -> str:
+        return self.context.isa
+
+    def empty_linear(self, n: int, k: int, dtype: torch.dtype, bias: bool = False) -> LinearWeight:
+        """A packed weight of zeros, to be filled with `fill_linear`."""
+        native = NATIVE_DTYPE[dtype]
+        memory = torch.zeros(_C.packed_elements(n, k, native), dtype=dtype)
+        handle = _C.PackedMatrix(memory.data_ptr(), native, n, k)
+        return LinearWeight(handle, memory, torch.zeros(n) if bias else None)
+
+    def fill_linear(self, weight: LinearWeight, rows: torch.Tensor, first_row: int) -> None:
+        """Copies `rows` `[count, k]` (float32, float16 or bfloat16) into rows first_row.. of `weight`."""
+        rows = rows.contiguous()
+        if rows.shape[1] != weight.handle.k:
+            raise ValueError(f"rows of {rows.shape[1]} columns do not fit k = {weight.handle.k}")
+        source = SOURCE_DTYPE[rows.dtype]
+        _C.pack_rows(
+            self.context, rows.data_ptr(), source, rows.shape[0], weight.handle, first_row
+        )
+
+    def pack_linear(
+        self, weight: torch.Tensor, dtype: torch.dtype, bias: torch.Tensor | None = None
+    ) -> LinearWeight:
+        """Packs a dense `[n, k]` weight."""
+        packed = self.empty_linear(*weight.shape, dtype, bias=bias is not None)
+        self.fill_linear(packed, weight, 0)
+        if bias is not None and packed.bias is not None:
+            packed.bias.copy_(bias)
+        return packed
+
+    def recorder(self) -> Recorder:
+        return Recorder(self)
+
+    def accept(self, **arguments: Any) -> list[tuple[int, int]]:
+        """The acceptance rule over rows of logits: see `_C.accept`."""
+        return _C.accept(self.context, **arguments)
+
+    def propose(self, **arguments: Any) -> list[int]:
+        """Max-Gram, filled up from a table: see `_C.propose`."""
+        return _C.propose(self.context, **arguments)
+
+
+class Recorder:
+    """Records one forward pass. Each method stands for one operation and returns the buffer that
+    will hold its result; the next call of the same operation with the same width reuses it.
+
+    `keep` holds the tensors whose memory the program borrows.
+    """
+
+    def __init__(self, backend: CpuBackend) -> None:
+        self.program = _C.Program(backend.context)
+        self.keep: list[object] = [backend]
+        self._buffers: dict[tuple[object, ...], int] = {}
+        self._per_logit: set[int] = set()
+
+    def _buffer(self, role: str, dtype: _C.DType, cols: int, per_logit: bool = False) -> int:
+        key = (role, dtype, cols, per_logit)
+        if key not in self._buffers:
+            self._buffers[key] = self.program.buffer(dtype, cols, per_logit)
+            if per_logit:
+                self._per_logit.add(self._buffers[key])
+        return self._buffers[key]
+
+    def embedding(self, table: LinearWeight | torch.Tensor) -> int:
+        """float32 `[rows, k]` of the tokens' embeddings; a packed table is a tied head's."""
+        if isinstance(table, LinearWeight):
+            handle, packed = table.handle, True
+        else:
+            n, k = table.shape
+            dtype = NATIVE_DTYPE[table.dtype]
+            handle, packed = _C.PackedMatrix(table.data_ptr(), dtype, n, k), False
+        out = self._buffer("embedding", _C.DType.f32, handle.k)
+        self.keep.append(table)
+        self.program.embedding(out, handle, packed)
+        return out
+
+    def rms_norm(self, x: int, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> int:
+        """Root-mean-square norm of `x` times `weight`, as `dtype`."""
+        per_logit = x in self._per_logit
+        out = self._buffer("rms_norm", NATIVE_DTYPE[dtype], self.program.cols(x), per_logit)
+        self.keep.append(weight)
+        self.program.rms_norm(out, x, weight.data_ptr(), eps)
+        return out
+
+    def linear(self, x: int, weight: LinearWeight, add_to: int | None = None) -> int:
+        """`x W^T + bias`, into a buffer of its own or added to `add_to`."""
+        out = add_to
+        if out is None:
+            out = self._buffer("linear", _C.DType.f32, weight.handle.n, x in self._per_logit)
+        bias = 0 if weight.bias is None else weight.bias.data_ptr()
+        self.keep.append(weight)
+        self.program.linear(out, x, weight.handle, bias, add_to is not None)
+        return out
+
+    def rope_angles(self, inv_freq: torch.Tensor, head_dim: int) -> None:
+        """Sets the rotation for the rope_store calls that follow."""
+        self.keep.append(inv_freq)
+        self.program.rope_angles(inv_freq.data_ptr(), head_dim)
+
+    def rope_store(self, qkv: int, heads: int, cache: _C.CacheLayer) -> None:
+        """Rotates queries in place, stores rotated keys and values in the cache."""
+        self.program.rope_store(qkv, heads, cache)
+
+    def attention(
+        self, qkv: int, heads: int, scale: float, cache: _C.CacheLayer, dtype: torch.dtype
+    ) -> int:
+        """Causal attention over the cache, `[rows, heads * head_dim]` as `dtype`."""
+        out = self._buffer("attention", NATIVE_DTYPE[dtype], heads * cache.head_dim)
+        self.program.attention(out, qkv, heads, scale, cache)
+        return out
+
+    def swiglu(self, gate_up: int, dtype: torch.dtype) -> int:
+        """`silu(gate) * up` of the two halves of `gate_up`, as `dtype`."""
+        out = self._buffer("swiglu", NATIVE_DTYPE[dtype], self.program.cols(gate_up) // 2)
+        self.program.swiglu(out, gate_up)
+        return out
+
+    def select_logit_rows(self, x: int) -> int:
+        """The rows of `x` whose logits are wanted."""
+        out = self._buffer("select", _C.DType.f32, self.program.cols(x), per_logit=True)
+        self.program.select_logit_rows(out, x)
+        return out
+
+    def cache_layers(
+        self, data: torch.Tensor, kv_heads: int, head_dim: int
+    ) -> Iterator[_C.CacheLayer]:
+        """The layers of a paged cache `[layers, 2, pages, kv_heads * head_dim * PAGE_TOKENS]`, for
+        rope_store and attention."""
+        self.keep.append(data)
+        dtype = NATIVE_DTYPE[data.dtype]
+        for keys, values in data:
+            yield _C.CacheLayer(keys.data_ptr(), values.data_ptr(), dtype, kv_heads, head_dim)

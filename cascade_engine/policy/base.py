@@ -1,0 +1,59 @@
+"""What a policy sees and what it may answer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class RowState(NamedTuple):
+    """One row, as the policy sees it.
+
+    Levels are 0 (target), 1..n-1 (neural drafts, large to small) and n (statistical).
+    """
+
+    frontier: tuple[int, ...]
+    """Per neural level, 0..n-1: leading tokens reviewed by that level or a better one.
+    Never decreasing with the level; at most `length`."""
+    length: int
+    """Tokens in the row; also the statistical level's frontier."""
+    room: int
+    """Tokens that may still be appended before the row must be reviewed by the target: a target
+    review appends one token of its own, so drafts stop one short of the row's limit."""
+    exhausted: bool = False
+    """The last draft of the statistical level found nothing; cleared by any review."""
+    dormant: tuple[bool, ...] = ()
+    """Per neural level: cannot follow this row any more (its context is too short). Empty: none."""
+
+    def is_dormant(self, level: int) -> bool:
+        return level < len(self.dormant) and self.dormant[level]
+
+
+class Draft(NamedTuple):
+    """Append up to `tokens` tokens proposed by the statistical level `level`."""
+
+    level: int
+    tokens: int
+
+
+class Review(NamedTuple):
+    """Feed level `level` what it has not seen, keep what it agrees with, append its own token."""
+
+    level: int
+
+
+Action = Draft | Review
+
+
+class Policy(Protocol):
+    """A pure function over row states."""
+
+    lenience: float
+    """>= 1; how far drafting levels may disagree with a proposal and still keep it. The target
+    always reviews with 1."""
+
+    def check(self, drafting_levels: int) -> None:
+        """Raises RequestError if the policy cannot run with this many drafting levels
+        (neural drafts plus the statistical level)."""
+
+    def next_action(self, row: RowState) -> Action:
+        """The next action for a row; `Review(0)` ends the row's part in an engine step."""

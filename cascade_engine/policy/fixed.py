@@ -1,0 +1,113 @@
+"""CS Drafting's Algorithm 1 (Chen et al., arXiv 2312.11462, section 3) as a pure function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cascade_engine.errors import RequestError
+from cascade_engine.policy.base import Action, Draft, Review, RowState
+
+
+@dataclass(frozen=True)
+class FixedCascade:
+    """Vertical and horizontal cascades with a fixed matrix K.
+
+    `k_matrix` is upper triangular, n x n for n drafting levels (the neural drafts, large to small,
+    then the statistical level). Row i belongs to the reviewing level i, column j - 1 to its
+    drafter j: level i lets drafter j extend its segment by `k_matrix[i][j - 1]` tokens that j
+    vouches for, then moves on to drafter j + 1 (the horizontal cascade); while drafter j drafts, it
+    reviews drafts of the levels below it in the same way (the vertical cascade). Entries are
+    increments. The paper's k are cumulative within a row: k_matrix[i][j] = k_ij - k_i,j-1.
+    The last entry of the last row is the width of one statistical draft.
+
+    Entries below the diagonal are ignored by the algorithm and must be 0. A row may be all zeros:
+    then its level drafts token by token on its own (ordinary speculative decoding is
+    `[[k, 0], [0, 0]]`).
+
+    `lenience` >= 1 applies when a drafting level reviews, never to the target.
+
+    Raises RequestError for a matrix that is not square, not upper triangular, or has negative or
+    non-integer entries, and for a lenience below 1.
+    """
+
+    k_matrix: tuple[tuple[int, ...], ...]
+    lenience: float = 1.0
+
+    def __init__(self, k_matrix: Sequence[Sequence[int]], lenience: float = 1.0) -> None:
+        object.__setattr__(self, "k_matrix", _checked(k_matrix))
+        if not (math.isfinite(lenience) and lenience >= 1.0):
+            raise RequestError(f"lenience must be a finite number >= 1, got {lenience}")
+        object.__setattr__(self, "lenience", float(lenience))
+
+    @classmethod
+    def parse(cls, text: str, lenience: float = 1.0) -> FixedCascade:
+        """From `"13,10;0,10"`: rows separated by semicolons, entries by commas."""
+        try:
+            rows = [[int(entry) for entry in row.split(",")] for row in text.split(";")]
+        except ValueError:
+            raise RequestError(
+                f"k-matrix {text!r} is not rows of integers such as '13,10;0,10'"
+            ) from None
+        return cls(rows, lenience)
+
+    @classmethod
+    def default(cls, drafting_levels: int) -> FixedCascade:
+        """A setting that works for many inputs: a statistical draft of 10, each neural draft
+        reviewing up to 10 tokens at a time."""
+        n = drafting_levels
+        rows = [[0] * n for _ in range(n)]
+        for i in range(n):
+            if i + 1 < n:
+                rows[i][i] = 8
+            rows[i][n - 1] = 10 if i == n - 1 else 0
+        return cls(rows)
+
+    def check(self, drafting_levels: int) -> None:
+        if len(self.k_matrix) != drafting_levels:
+            raise RequestError(
+                f"k_matrix has {len(self.k_matrix)} rows, but there are {drafting_levels} drafting "
+                "levels (the neural drafts and the statistical level): give one row and one column "
+                "for each"
+            )
+
+    def next_action(self, row: RowState) -> Action:
+        if row.room <= 0:
+            return Review(0)
+        return self._act(row, 0)
+
+    def _act(self, row: RowState, level: int) -> Action:
+        n = len(self.k_matrix)
+        segment = 0
+        for drafter in range(level + 1, n + 1):
+            segment += self.k_matrix[level][drafter - 1]
+            if row.exhausted if drafter == n else row.is_dormant(drafter):
+                continue
+            vouched = row.length if drafter == n else row.frontier[drafter]
+            if vouched - row.frontier[level] < segment:
+                if drafter == n:
+                    return Draft(n, min(self.k_matrix[-1][-1] or segment, row.room))
+                return self._act(row, drafter)
+        return Review(level)
+
+
+def _checked(k_matrix: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    rows = tuple(tuple(row) for row in k_matrix)
+    if not rows:
+        raise RequestError("k_matrix must have at least one row")
+    for i, row in enumerate(rows):
+        if len(row) != len(rows):
+            raise RequestError(
+                f"k_matrix must be square: row {i} has {len(row)} entries, there are {len(rows)} rows"
+            )
+        for j, entry in enumerate(row):
+            if not isinstance(entry, int) or isinstance(entry, bool):
+                raise RequestError(f"k_matrix[{i}][{j}] must be an integer, got {entry!r}")
+            if entry < 0:
+                raise RequestError(f"k_matrix[{i}][{j}] must be >= 0, got {entry}")
+            if j < i and entry != 0:
+                raise RequestError(
+                    f"k_matrix[{i}][{j}] lies below the diagonal and must be 0, got {entry}"
+                )
+    return rows

@@ -1,0 +1,83 @@
+#include "ce/accept.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "ce/check.h"
+#include "ce/parallel.h"
+
+namespace ce {
+namespace {
+
+void check_arguments(const ReviewArgs& args, ReviewRow* rows, int64_t count) {
+  CE_CHECK(args.vocab > 0 && args.vocab <= INT32_MAX, "vocab must be in [1, 2^31), got ",
+           args.vocab);
+  CE_CHECK(args.logits_stride >= args.vocab, "logits_stride must be >= vocab ", args.vocab,
+           ", got ", args.logits_stride);
+  CE_CHECK(args.lenience >= 1.0f, "lenience must be >= 1 (1: lossless), got ", args.lenience);
+  CE_CHECK(args.lenience == 1.0f || args.probs != nullptr, "lenience ", args.lenience,
+           " compares probabilities: pass probs, or lenience 1");
+  int64_t logit_rows = 0;
+  std::vector<int64_t> seen;
+  for (int64_t i = 0; i < count; ++i) {
+    ReviewRow& r = rows[i];
+    CE_CHECK(r.row >= 0, "rows[", i, "] must be >= 0, got ", r.row);
+    CE_CHECK(r.frontier >= 1, "frontiers[", i, "] must be >= 1, got ", r.frontier,
+             "; the first token has no logits before it");
+    CE_CHECK(r.length >= r.frontier, "lengths[", i, "] = ", r.length, " is below frontiers[", i,
+             "] = ", r.frontier);
+    CE_CHECK(r.length < args.token_stride, "lengths[", i, "] = ", r.length,
+             " leaves no place for the bonus token in rows of ", args.token_stride,
+             "; draft fewer tokens or make the rows longer");
+    r.first_logit_row = logit_rows;
+    logit_rows += r.length - r.frontier + 1;
+    seen.push_back(r.row);
+  }
+  CE_CHECK(args.logit_rows < 0 || logit_rows == args.logit_rows, "the rows need ", logit_rows,
+           " logit rows (length - frontier + 1 each), got ", args.logit_rows);
+  std::sort(seen.begin(), seen.end());
+  const auto twice = std::adjacent_find(seen.begin(), seen.end());
+  CE_CHECK(twice == seen.end(), "row ", *twice, " is reviewed twice in one call");
+}
+
+Accepted review(const ReviewArgs& args, const ReviewRow& r, const Kernels& kernels) {
+  SamplerScratch& scratch = sampler_scratch();
+  int32_t* tokens = args.tokens + r.row * args.token_stride;
+  float* probs = args.probs == nullptr ? nullptr : args.probs + r.row * args.token_stride;
+  const bool lenient = args.lenience > 1.0f;
+  const int64_t mask_words = (args.vocab + 31) / 32;
+
+  for (int64_t position = r.frontier;; ++position) {
+    const int64_t j = position - r.frontier;
+    const uint32_t* allowed = r.allowed == nullptr ? nullptr : r.allowed + j * mask_words;
+    const float* logits = args.logits + (r.first_logit_row + j) * args.logits_stride;
+    Decision decision(kernels, *r.sampler, {logits, args.vocab, tokens, position, allowed, j == 0},
+                      scratch);
+    const int32_t own = decision.token();
+    if (position < r.length) {
+      const int32_t drafted = tokens[position];
+      CE_CHECK(drafted >= 0, "row ", r.row, " holds token ", drafted, " at position ", position,
+               ", before its length ", r.length);
+      bool accepted = drafted == own;
+      if (lenient) {
+        const float prob = decision.prob_of(drafted);
+        accepted = accepted || prob > probs[position] / args.lenience;
+        if (accepted) probs[position] = prob;
+      }
+      if (accepted) continue;
+    }
+    tokens[position] = own;
+    if (probs != nullptr) probs[position] = decision.prob_of(own);
+    return {static_cast<int32_t>(j), own};
+  }
+}
+
+}  // namespace
+
+void accept(const ReviewArgs& args, ReviewRow* rows, int64_t count, const Kernels& kernels,
+            ThreadPool& pool, Accepted* out) {
+  check_arguments(args, rows, count);
+  for_each_item(pool, count, [&](int64_t i) { out[i] = review(args, rows[i], kernels); });
+}
+
+}  // namespace ce

@@ -1,0 +1,216 @@
+#include "ce/program.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "ce/check.h"
+
+namespace ce {
+
+void Scratch::Free::operator()(void* p) const {
+  std::free(p);
+}
+
+void* Scratch::reserve(int64_t bytes) {
+  if (bytes > bytes_) {
+    const int64_t rounded = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+    void* fresh = std::aligned_alloc(64, static_cast<size_t>(rounded));
+    CE_CHECK(fresh != nullptr, "out of memory: ", rounded, " bytes of activations");
+    data_.reset(fresh);
+    bytes_ = rounded;
+  }
+  return data_.get();
+}
+
+Program::Program(ThreadPool& pool, const Kernels& kernels) : pool_(pool), kernels_(kernels) {}
+
+int Program::buffer(DType dtype, int64_t cols, bool per_logit) {
+  CE_CHECK(cols > 0, "a buffer needs cols > 0, got ", cols);
+  buffers_.push_back({dtype, cols, per_logit, {}, nullptr});
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+const Program::Buffer& Program::checked(int id, DType dtype, int64_t cols, const char* what) const {
+  CE_CHECK(id >= 0 && id < static_cast<int>(buffers_.size()), what, ": no buffer ", id);
+  const Buffer& buffer = buffers_[static_cast<size_t>(id)];
+  CE_CHECK(buffer.dtype == dtype, what, ": buffer ", id, " has another dtype");
+  CE_CHECK(buffer.cols == cols, what, ": buffer ", id, " has ", buffer.cols, " columns, expected ",
+           cols);
+  return buffer;
+}
+
+void Program::embedding(int out, const PackedMatrix& table, bool packed) {
+  checked(out, DType::f32, table.k, "embedding out");
+  steps_.push_back([=, this] {
+    ce::embedding({ids_.data(), static_cast<int64_t>(ids_.size()), table, packed, data_f32(out)});
+  });
+}
+
+void Program::rms_norm(int out, int x, const float* weight, float eps) {
+  const int64_t width = cols(x);
+  checked(x, DType::f32, width, "rms_norm x");
+  const DType out_dtype = buffers_[static_cast<size_t>(out)].dtype;
+  checked(out, out_dtype, width, "rms_norm out");
+  steps_.push_back([=, this] {
+    kernels_.rms_norm({data_f32(x), weight, eps, rows(x), width,
+                       buffers_[static_cast<size_t>(out)].data, out_dtype},
+                      pool_);
+  });
+}
+
+void Program::linear(int y, int x, const PackedMatrix& w, const float* bias, bool accumulate) {
+  checked(y, DType::f32, w.n, "linear y");
+  checked(x, w.dtype, w.k, "linear x");
+  CE_CHECK(y != x, "linear: y and x are the same buffer ", y);
+  steps_.push_back([=, this] {
+    const int64_t count = rows(x);
+    if (count == 0) return;
+    void* scratch = linear_scratch_.reserve(linear_scratch_bytes(count, w.k, w.dtype));
+    kernels_.linear(
+        {w, buffers_[static_cast<size_t>(x)].data, count, bias, data_f32(y), accumulate, scratch},
+        pool_);
+  });
+}
+
+void Program::rope_angles(const float* inv_freq, int head_dim) {
+  CE_CHECK(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even, got ", head_dim);
+  const int half = head_dim / 2;
+  rotary_ = true;
+  steps_.push_back([=, this] {
+    const size_t count = positions_.size() * static_cast<size_t>(half);
+    if (cos_.size() < count) {
+      cos_.resize(count);
+      sin_.resize(count);
+    }
+    for (size_t row = 0; row < positions_.size(); ++row)
+      for (int i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(positions_[row]) * inv_freq[i];
+        const size_t at = row * static_cast<size_t>(half) + static_cast<size_t>(i);
+        cos_[at] = std::cos(angle);
+        sin_[at] = std::sin(angle);
+      }
+  });
+}
+
+void Program::rope_store(int qkv, int heads, const CacheLayer& cache) {
+  checked(qkv, DType::f32, int64_t{heads + 2 * cache.kv_heads} * cache.head_dim, "rope_store qkv");
+  const bool rotary = rotary_;
+  steps_.push_back([=, this] {
+    kernels_.rope_store(
+        {data_f32(qkv), rotary ? cos_.data() : nullptr, rotary ? sin_.data() : nullptr,
+         segments_.data(), static_cast<int>(segments_.size()), heads, cache},
+        pool_);
+  });
+}
+
+void Program::attention(int out, int qkv, int heads, float scale, const CacheLayer& cache) {
+  CE_CHECK(cache.kv_heads > 0 && heads % cache.kv_heads == 0, "attention: ", heads,
+           " heads are not a multiple of ", cache.kv_heads, " key/value heads");
+  checked(qkv, DType::f32, int64_t{heads + 2 * cache.kv_heads} * cache.head_dim, "attention qkv");
+  const DType out_dtype = buffers_[static_cast<size_t>(out)].dtype;
+  checked(out, out_dtype, int64_t{heads} * cache.head_dim, "attention out");
+  steps_.push_back([=, this] {
+    AttentionArgs args{data_f32(qkv),
+                       segments_.data(),
+                       static_cast<int>(segments_.size()),
+                       heads,
+                       scale,
+                       cache,
+                       buffers_[static_cast<size_t>(out)].data,
+                       out_dtype,
+                       nullptr};
+    args.scratch = attention_scratch_.reserve(kernels_.attention_scratch_bytes(args));
+    kernels_.attention(args, pool_);
+  });
+}
+
+void Program::swiglu(int out, int gate_up) {
+  const int64_t width = cols(out);
+  checked(gate_up, DType::f32, 2 * width, "swiglu gate_up");
+  const DType out_dtype = buffers_[static_cast<size_t>(out)].dtype;
+  steps_.push_back([=, this] {
+    kernels_.swiglu({data_f32(gate_up), rows(gate_up), width,
+                     buffers_[static_cast<size_t>(out)].data, out_dtype},
+                    pool_);
+  });
+}
+
+void Program::select_logit_rows(int out, int x) {
+  const int64_t width = cols(x);
+  checked(x, DType::f32, width, "select_logit_rows x");
+  CE_CHECK(checked(out, DType::f32, width, "select_logit_rows out").per_logit,
+           "select_logit_rows: buffer ", out, " must be per_logit");
+  steps_.push_back([=, this] {
+    for (size_t i = 0; i < logit_rows_.size(); ++i)
+      std::memcpy(data_f32(out) + static_cast<int64_t>(i) * width,
+                  data_f32(x) + logit_rows_[i] * width, sizeof(float) * static_cast<size_t>(width));
+  });
+}
+
+void Program::bind_rows(const int32_t* tokens, int64_t token_stride, int64_t capacity) {
+  tokens_ = tokens;
+  token_stride_ = token_stride;
+  token_capacity_ = capacity;
+}
+
+void Program::bind_block_tables(const int32_t* tables, int64_t stride, int64_t pages) {
+  tables_ = tables;
+  table_stride_ = stride;
+  pages_ = pages;
+}
+
+void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
+                  const std::vector<int>& counts, const std::vector<int>& logits) {
+  const size_t sequences = rows.size();
+  CE_CHECK(starts.size() == sequences && counts.size() == sequences && logits.size() == sequences,
+           "rows, starts, counts and logits must have one entry per sequence");
+  CE_CHECK(tokens_ != nullptr && tables_ != nullptr,
+           "bind_rows and bind_block_tables come before run");
+  segments_.clear();
+  ids_.clear();
+  positions_.clear();
+  logit_rows_.clear();
+  for (size_t s = 0; s < sequences; ++s) {
+    CE_CHECK(rows[s] >= 0 && rows[s] < token_capacity_, "row ", rows[s], " is outside 0..",
+             token_capacity_ - 1);
+    CE_CHECK(starts[s] >= 0 && counts[s] > 0 && logits[s] >= 0 && logits[s] <= counts[s],
+             "sequence ", s, ": start ", starts[s], ", count ", counts[s], ", logits ", logits[s]);
+    CE_CHECK(starts[s] + counts[s] <= token_stride_ &&
+                 starts[s] + counts[s] <= table_stride_ * kPageTokens,
+             "sequence ", s, " ends at ", starts[s] + counts[s], ", past its row's capacity");
+    const int32_t* tokens = tokens_ + rows[s] * token_stride_;
+    const int32_t* table = tables_ + rows[s] * table_stride_;
+    for (int p = 0; p * kPageTokens < starts[s] + counts[s]; ++p)
+      CE_CHECK(table[p] >= 0 && table[p] < pages_, "row ", rows[s], ": block ", p, " names page ",
+               table[p], " of ", pages_);
+    segments_.push_back({starts[s], counts[s], static_cast<int32_t>(ids_.size()), table, tokens});
+    for (int i = 0; i < counts[s]; ++i) {
+      if (i >= counts[s] - logits[s]) logit_rows_.push_back(static_cast<int32_t>(ids_.size()));
+      ids_.push_back(tokens[starts[s] + i]);
+      positions_.push_back(starts[s] + i);
+    }
+  }
+  for (Buffer& buffer : buffers_) {
+    const size_t count = buffer.per_logit ? logit_rows_.size() : ids_.size();
+    buffer.data = buffer.memory.reserve(
+        static_cast<int64_t>(count) * buffer.cols * dtype_size(buffer.dtype) + 64);
+  }
+  for (const auto& step : steps_) step();
+}
+
+float* Program::data_f32(int id) {
+  return static_cast<float*>(buffers_[static_cast<size_t>(id)].data);
+}
+
+int64_t Program::cols(int id) const {
+  CE_CHECK(id >= 0 && id < static_cast<int>(buffers_.size()), "no buffer ", id);
+  return buffers_[static_cast<size_t>(id)].cols;
+}
+
+int64_t Program::rows(int id) const {
+  return static_cast<int64_t>(buffers_[static_cast<size_t>(id)].per_logit ? logit_rows_.size()
+                                                                          : ids_.size());
+}
+
+}  // namespace ce

@@ -1,0 +1,94 @@
+// A forward pass recorded once and run many times. A model's Python description calls the
+// recording methods (one per operation) with its weights and cache; `run` then executes the whole
+// pass natively, so that a step costs one call and a handful of integers.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "ce/kernels.h"
+
+namespace ce {
+
+// Memory that grows and never shrinks, 64-byte aligned.
+class Scratch {
+ public:
+  void* reserve(int64_t bytes);
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  std::unique_ptr<void, Free> data_;
+  int64_t bytes_ = 0;
+};
+
+class Program {
+ public:
+  // The pool must outlive the program; kernels are a dispatch table.
+  Program(ThreadPool& pool, const Kernels& kernels);
+
+  // An activation matrix [rows of the pass, cols]; returns its id. `per_logit` buffers hold one
+  // row per wanted logit row instead of one per token.
+  int buffer(DType dtype, int64_t cols, bool per_logit);
+
+  // Recording. Ids are of buffers; weights are borrowed and must outlive the program.
+  void embedding(int out, const PackedMatrix& table, bool packed);
+  void rms_norm(int out, int x, const float* weight, float eps);
+  void linear(int y, int x, const PackedMatrix& w, const float* bias, bool accumulate);
+  // Cosines and sines of position * inv_freq [head_dim / 2], once per pass; before any rope_store.
+  void rope_angles(const float* inv_freq, int head_dim);
+  void rope_store(int qkv, int heads, const CacheLayer& cache);
+  void attention(int out, int qkv, int heads, float scale, const CacheLayer& cache);
+  void swiglu(int out, int gate_up);
+  // Keeps only the rows whose logits are wanted.
+  void select_logit_rows(int out, int x);
+
+  // Where tokens and block tables live: row-major int32, row r at base + r * stride.
+  void bind_rows(const int32_t* tokens, int64_t token_stride, int64_t capacity);
+  void bind_block_tables(const int32_t* tables, int64_t stride, int64_t pages);
+
+  // One pass over sequences: rows[i] of the bound tables feeds tokens at positions
+  // starts[i]..starts[i]+counts[i]-1, and wants logits for the last logits[i] of them.
+  void run(const std::vector<int>& rows, const std::vector<int>& starts,
+           const std::vector<int>& counts, const std::vector<int>& logits);
+
+  float* data_f32(int id);  // of the last run
+  int64_t cols(int id) const;
+  int64_t rows(int id) const;  // of the last run
+
+ private:
+  struct Buffer {
+    DType dtype;
+    int64_t cols;
+    bool per_logit;
+    Scratch memory;
+    void* data = nullptr;
+  };
+  const Buffer& checked(int id, DType dtype, int64_t cols, const char* what) const;
+
+  ThreadPool& pool_;
+  const Kernels& kernels_;
+  std::vector<Buffer> buffers_;
+  std::vector<std::function<void()>> steps_;
+
+  const int32_t* tokens_ = nullptr;
+  int64_t token_stride_ = 0;
+  int64_t token_capacity_ = 0;
+  const int32_t* tables_ = nullptr;
+  int64_t table_stride_ = 0;
+  int64_t pages_ = 0;
+
+  // State of the pass being run.
+  std::vector<Segment> segments_;
+  std::vector<int32_t> ids_;
+  std::vector<int32_t> positions_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<float> cos_, sin_;
+  bool rotary_ = false;
+  Scratch linear_scratch_, attention_scratch_;
+};
+
+}  // namespace ce

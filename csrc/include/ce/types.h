@@ -1,0 +1,67 @@
+// Element types and the few plain structs that kernels, programs and bindings share.
+// No torch, no pybind11, no STL: the files compiled for one instruction set include this header.
+#pragma once
+
+#include <cstdint>
+
+namespace ce {
+
+enum class DType : int32_t { f32 = 0, bf16 = 1 };
+
+// Element types of checkpoints; kernels compute on DType only.
+enum class SourceDType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+
+inline constexpr int dtype_size(DType dtype) {
+  return dtype == DType::f32 ? 4 : 2;
+}
+
+// bfloat16 as bits; conversions are in bf16.h.
+struct bf16 {
+  uint16_t bits;
+};
+
+// Columns of a packed weight block; see PackedMatrix.
+inline constexpr int kBlockColumns = 32;
+// Tokens in one page of the key/value cache.
+inline constexpr int kPageTokens = 16;
+// Positions whose attention partial is computed in one go and merged in ascending order.
+inline constexpr int kAttentionChunk = 256;
+
+// A weight matrix W [n, k] (y = x W^T) in the layout that `linear` streams, blocks of 32 outputs:
+//   f32:  [ceil(n / 32)][k][32]               element (b, i, c)    = W[32 b + c][i]
+//   bf16: [ceil(n / 32)][ceil(k / 2)][32][2]  element (b, i, c, j) = W[32 b + c][2 i + j]
+// Entries past n or k are zero.
+struct PackedMatrix {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t n = 0;
+  int64_t k = 0;
+};
+
+inline constexpr int64_t packed_elements(int64_t n, int64_t k, DType dtype) {
+  const int64_t blocks = (n + kBlockColumns - 1) / kBlockColumns;
+  return blocks * kBlockColumns * (dtype == DType::f32 ? k : (k + 1) / 2 * 2);
+}
+
+// Tokens of one sequence in a forward pass: `count` new tokens at positions start..start+count-1,
+// activation rows first_row..first_row+count-1. Keys and values of positions < start are cached.
+struct Segment {
+  int32_t start = 0;
+  int32_t count = 0;
+  int32_t first_row = 0;
+  const int32_t* block_table = nullptr;  // page of position p is block_table[p / kPageTokens]
+  const int32_t* tokens = nullptr;       // token at position p is tokens[p]
+};
+
+// One layer's part of the paged cache, per page and key/value head:
+//   keys   [pages][kv_heads][head_dim][kPageTokens]  (transposed: 16 positions make one vector)
+//   values [pages][kv_heads][kPageTokens][head_dim]
+struct CacheLayer {
+  void* keys = nullptr;
+  void* values = nullptr;
+  DType dtype = DType::f32;
+  int32_t kv_heads = 0;
+  int32_t head_dim = 0;
+};
+
+}  // namespace ce

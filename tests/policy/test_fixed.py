@@ -1,0 +1,141 @@
+"""FixedCascade against a direct transcription of the recursion, and its checks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cascade_engine.errors import RequestError
+from cascade_engine.policy import Draft, FixedCascade, PlainDecoding, Review, RowState
+from tests.reference.cascade import Recursion, World
+
+PUBLISHED = [
+    [[5, 14, 10], [0, 1, 10], [0, 0, 10]],
+    [[5, 8, 10], [0, 1, 10], [0, 0, 10]],
+    [[13, 10], [0, 10]],
+    [[10]],
+]
+FAR = 10**9
+
+
+def actions_of_policy(
+    world: World, policy: FixedCascade, prompt: list[int], reviews: int
+) -> tuple[list[tuple[str, int, int]], list[int]]:
+    """Drives the policy through the world until the target has reviewed `reviews` times."""
+    n = len(policy.k_matrix)
+    row, frontier = list(prompt), [len(prompt)] * n
+    log: list[tuple[str, int, int]] = []
+    while reviews:
+        action = policy.next_action(RowState(tuple(frontier), len(row), FAR))
+        if isinstance(action, Draft):
+            log.append(("draft", action.level, action.tokens))
+            for _ in range(action.tokens):
+                row.append(world.next_token(n, row))
+            continue
+        log.append(("review", action.level, len(row)))
+        end = frontier[action.level]
+        while end < len(row) and world.next_token(action.level, row[:end]) == row[end]:
+            end += 1
+        row = [*row[:end], world.next_token(action.level, row[:end])]
+        for level in range(action.level, n):
+            frontier[level] = len(row)
+        reviews -= action.level == 0
+    return log, row
+
+
+def compare(seed: int, k_matrix: list[list[int]], agreement: list[float]) -> None:
+    world = World(seed, agreement)
+    recursion = Recursion(world, k_matrix)
+    row = [1, 2, 3]
+    for _ in range(4):
+        row = recursion.iterate(0, row)
+    log, driven = actions_of_policy(world, FixedCascade(k_matrix), [1, 2, 3], 4)
+    assert log == recursion.log
+    assert driven == row
+
+
+def random_matrix(rng: random.Random, n: int) -> list[list[int]]:
+    k = [[rng.choice([0, 0, 1, 2, 5, 9]) if j >= i else 0 for j in range(n)] for i in range(n)]
+    k[-1][-1] = rng.randint(1, 10)
+    return k
+
+
+def test_next_action_follows_the_recursion() -> None:
+    rng = random.Random(0)
+    for case in range(5000):
+        n = rng.randint(1, 4)
+        agreement = [1.0] + [rng.choice([0.0, 0.3, 0.8, 1.0]) for _ in range(n)]
+        compare(case, random_matrix(rng, n), agreement)
+
+
+@pytest.mark.parametrize("k_matrix", PUBLISHED)
+@pytest.mark.parametrize("agreement", [0.0, 0.5, 0.9, 1.0])
+def test_published_settings(k_matrix: list[list[int]], agreement: float) -> None:
+    for seed in range(20):
+        compare(seed, k_matrix, [1.0] + [agreement] * len(k_matrix))
+
+
+def test_without_room_the_target_reviews() -> None:
+    policy = FixedCascade([[5, 5], [0, 10]])
+    assert policy.next_action(RowState((4, 4), 4, room=0)) == Review(0)
+    assert policy.next_action(RowState((4, 4), 4, room=3)) == Draft(2, 3)
+
+
+def test_an_exhausted_statistical_level_counts_as_past_its_segment() -> None:
+    policy = FixedCascade([[5, 5], [0, 10]])
+    assert policy.next_action(RowState((4, 4), 4, FAR, exhausted=True)) == Review(1)
+    assert FixedCascade([[10]]).next_action(RowState((4,), 4, FAR, exhausted=True)) == Review(0)
+
+
+def test_a_dormant_draft_is_passed_over() -> None:
+    policy = FixedCascade([[5, 5], [0, 10]])
+    state = RowState((4, 4), 4, FAR, dormant=(False, True))
+    assert policy.next_action(state) == Draft(2, 10)
+    assert policy.next_action(state._replace(exhausted=True)) == Review(0)
+
+
+def test_zero_rows_draft_token_by_token() -> None:
+    policy = FixedCascade([[3, 0], [0, 0]])
+    assert policy.next_action(RowState((4, 4), 4, FAR)) == Review(1)
+    assert policy.next_action(RowState((4, 6), 6, FAR)) == Review(1)
+    assert policy.next_action(RowState((4, 7), 7, FAR)) == Review(0)
+
+
+def test_plain_decoding_always_reviews() -> None:
+    assert PlainDecoding().next_action(RowState((4, 4), 4, FAR)) == Review(0)
+
+
+def test_parse() -> None:
+    assert FixedCascade.parse("13,10;0,10").k_matrix == ((13, 10), (0, 10))
+
+
+@pytest.mark.parametrize(
+    ("k_matrix", "message"),
+    [
+        ([], "at least one row"),
+        ([[1, 2]], "must be square: row 0 has 2 entries, there are 1 rows"),
+        ([[1, -3], [0, 1]], r"k_matrix\[0\]\[1\] must be >= 0, got -3"),
+        ([[1, 2], [3, 1]], r"k_matrix\[1\]\[0\] lies below the diagonal and must be 0, got 3"),
+        ([[1.5]], r"k_matrix\[0\]\[0\] must be an integer, got 1.5"),
+    ],
+)
+def test_bad_matrices(k_matrix: list[list[int]], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        FixedCascade(k_matrix)
+
+
+@pytest.mark.parametrize("lenience", [0.5, float("nan"), float("inf"), -1.0])
+def test_bad_lenience(lenience: float) -> None:
+    with pytest.raises(RequestError, match="lenience must be a finite number >= 1"):
+        FixedCascade([[10]], lenience)
+
+
+def test_the_matrix_must_fit_the_levels() -> None:
+    with pytest.raises(RequestError, match="k_matrix has 1 rows, but there are 2 drafting levels"):
+        FixedCascade([[10]]).check(2)
+
+
+def test_bad_text() -> None:
+    with pytest.raises(RequestError, match="'3,x' is not rows of integers"):
+        FixedCascade.parse("3,x")
