@@ -1,4 +1,4 @@
-"""Cascade speculative decoding for LLaMA- and T5-family models: faster, and not one token changes."""
+"""Cascade speculative decoding for LLaMA and T5 models: faster, and not one token changes."""
 
 from cascade_engine.build_info import build_info, require_native
 

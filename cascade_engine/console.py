@@ -27,7 +27,7 @@ def paint(text: str, colour: int | None) -> str:
 
 
 class LoadProgress:
-    """One line on `stream` that fills while a model's layers are loaded; silent if not a terminal."""
+    """One line on `stream` that fills while layers are loaded; silent if not a terminal."""
 
     def __init__(self, stream: TextIO, width: int = 24) -> None:
         self._stream = stream

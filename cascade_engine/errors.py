@@ -17,7 +17,7 @@ class TokenizerError(CascadeError):
     """A tokenizer cannot be loaded, or was asked about a token it does not have."""
 
 
-class VocabularyMismatch(TokenizerError):  # noqa: N818 - it names the finding
+class VocabularyMismatch(TokenizerError):
     """Two models that must share a vocabulary number their tokens differently."""
 
 

@@ -171,8 +171,10 @@ def _compare(engine: Engine, prompt: str, params: SamplingParams, result: Genera
         pairs = zip(plain.token_ids, result.token_ids, strict=False)
         at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         at = min(len(plain.token_ids), len(result.token_ids)) if at is None else at
-        say(f"compare: DIFFERENT from token {at}: {plain.token_ids[at : at + 4]} plain, "
-            f"{result.token_ids[at : at + 4]} with the cascade")
+        say(
+            f"compare: DIFFERENT from token {at}: {plain.token_ids[at : at + 4]} plain, "
+            f"{result.token_ids[at : at + 4]} with the cascade"
+        )
         return EXIT_DIFFERENT
     ratio = plain.stats.seconds / result.stats.seconds
     say(

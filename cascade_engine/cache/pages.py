@@ -1,4 +1,4 @@
-"""Who owns which page: free list, reference counts, block tables and cached lengths of one level."""
+"""Who owns which page: free list, reference counts, block tables, lengths of one level."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class PageTable:
             held.append(page)
 
     def truncate(self, row: int, tokens: int) -> None:
-        """Rollback: at most `tokens` leading tokens stay cached; whole pages past them are freed."""
+        """Rollback: at most `tokens` leading tokens stay cached; pages past them are freed."""
         if tokens < 0:
             raise ValueError(f"cannot truncate row {row} to {tokens} tokens")
         self.length[row] = min(self.length[row], tokens)
@@ -107,7 +107,9 @@ class PageTable:
         counts = [0] * self.pages
         for row, held in enumerate(self._held):
             assert len(set(held)) == len(held), f"row {row} holds a page twice: {held}"
-            assert self.length[row] <= len(held) * PAGE_TOKENS, f"row {row} is longer than its pages"
+            assert self.length[row] <= len(held) * PAGE_TOKENS, (
+                f"row {row} is longer than its pages"
+            )
             listed = self.block_table[row].tolist()
             assert listed[: len(held)] == held, f"block table of row {row} differs from its pages"
             assert all(p == NO_PAGE for p in listed[len(held) :]), f"row {row} lists pages not held"

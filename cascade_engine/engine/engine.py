@@ -16,7 +16,7 @@ from cascade_engine.engine.stream import Stream
 from cascade_engine.errors import CapacityError, RequestError
 from cascade_engine.levels import NeuralLevel, ReviewItem, StatisticalLevel, TokenRows
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import Draft, FixedCascade, PlainDecoding, Policy, Review
+from cascade_engine.policy import Draft, FixedCascade, PlainDecoding, Policy
 from cascade_engine.sampling import make_sampler
 from cascade_engine.tokenizer import Tokenizer
 
@@ -162,7 +162,11 @@ class Engine:
         engine go on meanwhile; the next `step` delivers what they produced.
         """
         batch = _as_batch(prompts)
-        each = [params] * len(batch) if params is None or isinstance(params, SamplingParams) else params
+        each = (
+            [params] * len(batch)
+            if params is None or isinstance(params, SamplingParams)
+            else params
+        )
         if len(each) != len(batch):
             raise RequestError(f"{len(batch)} prompts, but {len(each)} sets of parameters")
         rows: list[Row] = []
@@ -188,7 +192,7 @@ class Engine:
         request_id = f"request-{next(self._request_numbers)}"
         row = self._new_row(request_id, self._encode(prompt), params or SamplingParams())
         self._waiting.append(row)
-        decoder = None if self.tokenizer is None else self.tokenizer.stream_decoder()
+        decoder = None if self.tokenizer is None else self.tokenizer.stream_decoder(continues=True)
         return Stream(
             request_id,
             step=lambda: self._step_for({request_id}),
@@ -197,6 +201,21 @@ class Engine:
             decoder=decoder,
         )
 
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless rows, frontiers and every level's pages agree. For tests."""
+        for row in self._running:
+            chain = [len(row.prompt), *row.frontier, row.length, row.limit]
+            assert chain == sorted(chain), (
+                f"frontiers of {row.request_id} are out of order: {chain}"
+            )
+            assert len(row.sources) == row.length - len(row.prompt), "sources and length differ"
+        for level in self.neural:
+            level.pages.check_integrity()
+            for row in self._running:
+                assert level.pages.length[row.slot] <= row.length - 1, f"{level.name} is ahead"
+            if not self._running:
+                assert level.pages.free_pages == level.pages.pages, f"{level.name} leaks pages"
+
     # Inside
 
     def _step(self) -> list[StepOutput]:
@@ -204,7 +223,9 @@ class Engine:
         before = {row.slot: row.frontier[0] for row in self._running}
         pending = list(self._running)
         while pending:
-            actions = [(row, self._policy.next_action(row.state(self._contexts))) for row in pending]
+            actions = [
+                (row, self._policy.next_action(row.state(self._contexts))) for row in pending
+            ]
             drafts = [(row, a) for row, a in actions if isinstance(a, Draft)]
             if drafts:
                 self._draft(drafts)
@@ -224,13 +245,17 @@ class Engine:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise RequestError("the target has no tokenizer: give prompts as lists of token ids")
+                raise RequestError(
+                    "the target has no tokenizer: give prompts as lists of token ids"
+                )
             return self.tokenizer.encode(prompt)
         vocab = self.neural[0].vocab_size
         token_ids = list(prompt)
         for i, token in enumerate(token_ids):
             if not isinstance(token, int) or not 0 <= token < vocab:
-                raise RequestError(f"prompt[{i}] must be a token id in 0..{vocab - 1}, got {token!r}")
+                raise RequestError(
+                    f"prompt[{i}] must be a token id in 0..{vocab - 1}, got {token!r}"
+                )
         return token_ids
 
     def _new_row(self, request_id: str, prompt: list[int], params: SamplingParams) -> Row:
@@ -339,7 +364,9 @@ class Engine:
         self._free_slots.append(row.slot)
 
     def _generation(self, row: Row, out: StepOutput) -> Generation:
-        text = "" if self.tokenizer is None else self.tokenizer.decode(out.token_ids)
+        text = (
+            "" if self.tokenizer is None else self.tokenizer.decode(out.token_ids, continues=True)
+        )
         return Generation(
             request_id=row.request_id,
             prompt_token_ids=row.prompt,

@@ -17,10 +17,12 @@ from cascade_engine.models import llama
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
 from cascade_engine.ops import CpuBackend
+
 # TODO tables
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 Progress = Callable[[str, int, int], None]
 
 
@@ -39,9 +41,7 @@ class LoadOptions:
         if self.device not in ("auto", "cpu"):
             raise RequestError(f"device must be 'auto' or 'cpu', got {self.device!r}")
         if self.dtype != "auto" and self.dtype not in DTYPES:
-            raise RequestError(
-                f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}"
-            )
+            raise RequestError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}")
         for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -102,9 +102,7 @@ def load_levels(
     neural, lines, weight_bytes = [], [], 0
     for model in models:
         report = None if progress is None else _per_model(progress, model.name)
-        weights = llama.load_weights(
-            model.checkpoint, model.config, backend, model.dtype, report
-        )
+        weights = llama.load_weights(model.checkpoint, model.config, backend, model.dtype, report)
         weight_bytes += weights.num_bytes()
         lines.append(
             f"{model.name}: {weights.num_bytes() / 1e6:.1f} MB, "
@@ -126,6 +124,14 @@ def load_levels(
     )
 
 
+def load_model(
+    path: str | PathLike[str], backend: CpuBackend, dtype: torch.dtype
+) -> llama.LlamaWeights:
+    """The weights in one directory, checked and packed."""
+    directory = Path(path)
+    return llama.load_weights(Checkpoint.open(directory), load_config(directory), backend, dtype)
+
+
 def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(name, done, total)
 
@@ -133,7 +139,8 @@ def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
 def _open(path: str | PathLike[str], dtype: str) -> _Model:
     directory = Path(path)
     config = load_config(directory)
-    stored = config.dtype or torch.float32
+    checkpoint = Checkpoint.open(directory)
+    stored = config.dtype or STORED_DTYPES[next(iter(checkpoint.bytes_by_dtype()))]
     note = ""
     if dtype == "auto":
         chosen = stored if stored in DTYPES.values() else torch.float32
@@ -145,7 +152,7 @@ def _open(path: str | PathLike[str], dtype: str) -> _Model:
         directory.resolve().name,
         directory,
         config,
-        Checkpoint.open(directory),
+        checkpoint,
         Tokenizer.load(directory),
         chosen,
         note,
@@ -158,8 +165,7 @@ def _shared_vocabulary(models: Sequence[_Model]) -> int:
     rows = target.config.vocab_size
     vocab_size = rows if target.tokenizer is None else min(rows, target.tokenizer.vocab_size)
     for draft in models[1:]:
-        if target.tokenizer is not None and draft.tokenizer is not None:
-            check_same_vocabulary(target.tokenizer, draft.tokenizer)
+        check_same_vocabulary(target.tokenizer, draft.tokenizer, rows, draft.config.vocab_size)
         if draft.config.vocab_size < vocab_size:
             raise VocabularyMismatch(
                 f"draft {draft.name} has {draft.config.vocab_size} embedding rows, fewer than the "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from cascade_engine.cache import KVStorage, PageTable, pages_for
 from cascade_engine.levels.rows import ReviewItem, TokenRows
 from cascade_engine.models import llama
@@ -52,9 +54,7 @@ class NeuralLevel:
             config.num_layers, pages, config.num_kv_heads, config.head_dim, weights.dtype
         )
         recorder = backend.recorder()
-        layers = recorder.cache_layers(
-            self.storage.data, config.num_kv_heads, config.head_dim
-        )
+        layers = recorder.cache_layers(self.storage.data, config.num_kv_heads, config.head_dim)
         self._logits = llama.forward(recorder, weights, layers)
         self._recorder = recorder
         self._program = recorder.program
@@ -101,13 +101,11 @@ class NeuralLevel:
         """Rollback: at most `tokens` leading tokens of the row stay cached."""
         self.pages.truncate(slot, tokens)
 
-    def logits(self) -> list[float]:
-        """Address, rows and columns of the last pass's logits, for tests and tools."""
-        return [
-            self._program.data(self._logits),
-            self._program.rows(self._logits),
-            self._program.cols(self._logits),
-        ]
+    def score(self, slot: int, tokens: int, wanted: int) -> torch.Tensor:
+        """Feeds the row up to `tokens` tokens; the last `wanted` logits, float32
+        `[wanted, rows of the head]`. For tools and tests."""
+        self._feed([slot], [tokens], [wanted])
+        return self._recorder.read(self._logits)
 
     def _feed(self, slots: list[int], ends: list[int], logits: list[int]) -> None:
         pages = self.pages

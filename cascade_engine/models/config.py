@@ -106,6 +106,12 @@ class LlamaConfig:
                     shapes[f"{prefix}{name}.bias"] = (rows,)
         return shapes
 
+    def tied_tensors(self) -> dict[str, str]:
+        """Tensors that a checkpoint may hold although another one is used in their place."""
+        if not self.tie_word_embeddings:
+            return {}
+        return {"lm_head.weight": "model.embed_tokens.weight"}
+
 
 def inv_freq(config: LlamaConfig) -> torch.Tensor:
     """Inverse rotary frequencies [head_dim / 2], float32.

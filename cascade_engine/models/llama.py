@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, inv_freq
-from cascade_engine.ops import CacheLayer, CpuBackend, LinearWeight, Recorder
+from cascade_engine.ops import CpuBackend, LinearWeight
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class _Loader:
         packed = self.backend.empty_linear(sum(rows), k, self.dtype, bias=biased)
         first = 0
         for name, count in zip(names, rows, strict=True):
-            self.backend.fill_linear(packed, self.checkpoint.tensor(f"{name}.weight"), first)
-            self.checkpoint.release(f"{name}.weight")
+            for start, rows_part in self.checkpoint.slices(f"{name}.weight"):
+                self.backend.fill_linear(packed, rows_part, first + start)
             if packed.bias is not None:
                 packed.bias[first : first + count] = self.vector(f"{name}.bias")
             first += count
@@ -111,10 +112,11 @@ def load_weights(
 ) -> LlamaWeights:
     """Checks that the checkpoint holds exactly what `config` implies, then packs it.
 
-    `progress(done, total)` counts layers. Raises CheckpointError for missing, unknown or misshapen tensors.
+    `progress(done, total)` counts layers. Raises CheckpointError for missing, unknown or misshapen
+    tensors.
     """
     shapes = config.tensor_shapes()
-    checkpoint.expect(shapes)
+    checkpoint.expect(shapes, config.tied_tensors())
     loader = _Loader(checkpoint, backend, dtype)
     embedding: torch.Tensor | LinearWeight
     if config.tie_word_embeddings:
@@ -139,9 +141,12 @@ def load_weights(
     )
 
 
-def forward(ops: Recorder, weights: LlamaWeights, cache: Iterable[CacheLayer]) -> int:
-    """One pass over new tokens of several sequences; returns the logits buffer, float32
-    `[wanted rows, vocab]`. Stores the tokens' keys and values in `cache`."""
+def forward(ops: Any, weights: LlamaWeights, cache: Iterable[Any]) -> Any:
+    """One pass over new tokens; returns logits `[wanted rows, vocab]`. Stores the tokens' keys and
+    values in `cache`, one entry a layer.
+
+    `ops` is a backend's: with a `Recorder` values are buffers of the recorded program, with
+    `ReferenceOps` they are tensors."""
     config, dtype = weights.config, weights.dtype
     scale = config.head_dim**-0.5
     ops.rope_angles(weights.inv_freq, config.head_dim)

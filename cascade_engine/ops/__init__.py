@@ -2,5 +2,14 @@
 
 from cascade_engine._C import CacheLayer, NgramTable, Sampler
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder
+from cascade_engine.ops.reference import ReferenceOps
 
-__all__ = ["CacheLayer", "CpuBackend", "LinearWeight", "NgramTable", "Recorder", "Sampler"]
+__all__ = [
+    "CacheLayer",
+    "CpuBackend",
+    "LinearWeight",
+    "NgramTable",
+    "Recorder",
+    "ReferenceOps",
+    "Sampler",
+]

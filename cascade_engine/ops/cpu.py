@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,25 @@ class LinearWeight:
     @property
     def shape(self) -> tuple[int, int]:
         return self.handle.n, self.handle.k
+
+
+def unpack_linear(weight: LinearWeight) -> torch.Tensor:
+    """The dense `[n, k]` matrix of a packed weight."""
+    n, k = weight.shape
+    if weight.memory.dtype == torch.float32:
+        blocks = weight.memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
+    else:
+        pairs = weight.memory.view(-1, (k + 1) // 2, _C.BLOCK_COLUMNS, 2).transpose(1, 2)
+        blocks = pairs.reshape(-1, _C.BLOCK_COLUMNS, (k + 1) // 2 * 2)
+    return blocks.reshape(-1, blocks.shape[-1])[:n, :k]
+
+
+def read_floats(address: int, rows: int, cols: int) -> torch.Tensor:
+    """A copy of native float32 memory `[rows, cols]`."""
+    if rows == 0:
+        return torch.empty(0, cols)
+    memory = (ctypes.c_float * (rows * cols)).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.float32).view(rows, cols).clone()
 
 
 def default_threads() -> int:
@@ -81,20 +101,18 @@ class CpuBackend:
         return LinearWeight(handle, memory, torch.zeros(n) if bias else None)
 
     def fill_linear(self, weight: LinearWeight, rows: torch.Tensor, first_row: int) -> None:
-        """Copies `rows` `[count, k]` (float32, float16 or bfloat16) into rows first_row.. of `weight`."""
+        """Copies `rows` `[count, k]` (float32, float16, bfloat16) to rows first_row.. of `weight`."""
         rows = rows.contiguous()
         if rows.shape[1] != weight.handle.k:
             raise ValueError(f"rows of {rows.shape[1]} columns do not fit k = {weight.handle.k}")
         source = SOURCE_DTYPE[rows.dtype]
-        _C.pack_rows(
-            self.context, rows.data_ptr(), source, rows.shape[0], weight.handle, first_row
-        )
+        _C.pack_rows(self.context, rows.data_ptr(), source, rows.shape[0], weight.handle, first_row)
 
     def pack_linear(
         self, weight: torch.Tensor, dtype: torch.dtype, bias: torch.Tensor | None = None
     ) -> LinearWeight:
         """Packs a dense `[n, k]` weight."""
-        packed = self.empty_linear(*weight.shape, dtype, bias=bias is not None)
+        packed = self.empty_linear(weight.shape[0], weight.shape[1], dtype, bias is not None)
         self.fill_linear(packed, weight, 0)
         if bias is not None and packed.bias is not None:
             packed.bias.copy_(bias)
@@ -186,6 +204,11 @@ class Recorder:
         out = self._buffer("swiglu", NATIVE_DTYPE[dtype], self.program.cols(gate_up) // 2)
         self.program.swiglu(out, gate_up)
         return out
+
+    def read(self, buffer: int) -> torch.Tensor:
+        """A copy of a float32 buffer as the last run left it."""
+        program = self.program
+        return read_floats(program.data(buffer), program.rows(buffer), program.cols(buffer))
 
     def select_logit_rows(self, x: int) -> int:
         """The rows of `x` whose logits are wanted."""

@@ -47,9 +47,10 @@ Action = Draft | Review
 class Policy(Protocol):
     """A pure function over row states."""
 
-    lenience: float
-    """>= 1; how far drafting levels may disagree with a proposal and still keep it. The target
-    always reviews with 1."""
+    @property
+    def lenience(self) -> float:
+        """>= 1; how far drafting levels may disagree with a proposal and still keep it. The target
+        always reviews with 1."""
 
     def check(self, drafting_levels: int) -> None:
         """Raises RequestError if the policy cannot run with this many drafting levels

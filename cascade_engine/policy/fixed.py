@@ -99,7 +99,8 @@ def _checked(k_matrix: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     for i, row in enumerate(rows):
         if len(row) != len(rows):
             raise RequestError(
-                f"k_matrix must be square: row {i} has {len(row)} entries, there are {len(rows)} rows"
+                f"k_matrix must be square: row {i} has {len(row)} entries, there are {len(rows)} "
+                "rows"
             )
         for j, entry in enumerate(row):
             if not isinstance(entry, int) or isinstance(entry, bool):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from cascade_engine.policy.base import Action, Review, RowState
 
@@ -12,7 +11,9 @@ from cascade_engine.policy.base import Action, Review, RowState
 class PlainDecoding:
     """Always review by the target: ordinary autoregressive decoding, the baseline."""
 
-    lenience: ClassVar[float] = 1.0
+    @property
+    def lenience(self) -> float:
+        return 1.0
 
     def check(self, drafting_levels: int) -> None:
         """Any set of levels will do: none of them is asked."""

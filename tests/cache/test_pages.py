@@ -1,4 +1,4 @@
-"""Property test of the page table: random operations against a plain model, integrity after each."""
+"""Random operations on the page table against a plain model, integrity after each."""
 
 from __future__ import annotations
 

@@ -321,6 +321,9 @@ def test_expect_takes_a_tied_tensor_only_when_equal(tmp_path: Path) -> None:
     embedding = torch.randn(50, 16)
     tied = {"lm_head.weight": "embed"}
     shapes = {"embed": (50, 16)}
+    assert load_config(data_path("stories260k")).tied_tensors() == {
+        "lm_head.weight": "model.embed_tokens.weight"
+    }
     save(tmp_path, {"embed": embedding, "lm_head.weight": embedding.clone()}).expect(shapes, tied)
     other = embedding.clone()
     other[49, 15] += 1
@@ -409,7 +412,7 @@ def test_shards_as_transformers_writes_them(tmp_path: Path) -> None:
         assert len(list(directory.glob("*.safetensors"))) > 2
         config = load_config(directory)
         checkpoint = Checkpoint.open(directory)
-        checkpoint.expect(config.tensor_shapes())
+        checkpoint.expect(config.tensor_shapes(), config.tied_tensors())
         for name, parameter in model.named_parameters():
             assert torch.equal(checkpoint.tensor(name), parameter)
 

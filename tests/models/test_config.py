@@ -61,6 +61,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 64,
         "rope_scaling": LLAMA3,
     },
+    "llama3, odd factor": {"head_dim": 256, "rope_scaling": {**LLAMA3, "factor": 6.7}},
     "llama3, wide head": {"head_dim": 128, "rope_theta": 5e5, "rope_scaling": LLAMA3},
     "head_dim apart": {"head_dim": 24},
     "head_dim null": {"head_dim": None},

@@ -1,0 +1,138 @@
+"""Promise 1: with any cascade, decoding returns the very tokens that plain decoding returns."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
+from cascade_engine.levels import neural
+from tests.data import data_path
+from tests.models.support import random_llama
+
+PROMPTS = [
+    "Once upon a time, there was a little girl named Lily.",
+    "Tom and Sam went to the park. They saw a big dog.",
+    "One day, a cat",
+    "The sun was hot and the sky was blue. A bird sang in the tree. " * 4,
+]
+
+
+@pytest.fixture(scope="module")
+def drafters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories by name; all share the 512 pieces of stories260k."""
+    random_weights = tmp_path_factory.mktemp("random")
+    random_llama(random_weights, 1, vocab_size=512, tie_word_embeddings=True)
+    short = tmp_path_factory.mktemp("short")
+    random_llama(short, 2, vocab_size=512, max_position_embeddings=64)
+    return {
+        "llama2xs": data_path("llama2xs"),
+        "random": random_weights,
+        "short context": short,
+        "all-knowing": data_path("stories260k"),
+    }
+
+
+@dataclass(frozen=True)
+class Case:
+    drafts: tuple[str, ...]
+    policy: FixedCascade
+    params: list[SamplingParams]
+    prompts: list[str]
+    dtype: str
+    isa: str
+    threads: int
+    prefill: int
+
+
+def random_case(seed: int) -> Case:
+    rng = random.Random(seed)
+    count = rng.choice([0, 1, 1, 2, 3])
+    names = ["llama2xs", "random", "short context", "all-knowing"]
+    n = count + 1
+    k = [[rng.choice([0, 1, 3, 8]) if j >= i else 0 for j in range(n)] for i in range(n)]
+    k[-1][-1] = rng.choice([1, 4, 10])
+    rows = rng.choice([1, 1, 3])
+    return Case(
+        drafts=tuple(rng.choice(names) for _ in range(count)),
+        policy=FixedCascade(k, rng.choice([1.0, 1.0, 2.0, 5.0])),
+        params=[random_params(rng) for _ in range(rows)],
+        prompts=[rng.choice(PROMPTS) for _ in range(rows)],
+        dtype=rng.choice(["float32", "bfloat16"]),
+        isa=rng.choice(build_info()["cpu_supported"]),
+        threads=rng.choice([1, 2]),
+        prefill=rng.choice([3, 16, 50, 512]),
+    )
+
+
+def random_params(rng: random.Random) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=rng.randint(1, 60),
+        temperature=rng.choice([0.0, 0.0, 0.7, 1.0, 1.5]),
+        top_k=rng.choice([0, 0, 5, 40]),
+        top_p=rng.choice([1.0, 1.0, 0.9, 0.5]),
+        seed=rng.randrange(2**64),
+        ignore_eos=rng.random() < 0.5,
+    )
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_cascade_equals_plain(
+    seed: int, drafters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = random_case(seed)
+    monkeypatch.setenv("CASCADE_CPU", case.isa)
+    target = data_path("stories260k")
+    plain = Engine.load(target, dtype=case.dtype, policy=PlainDecoding(), threads=1)
+    expected = [
+        plain.generate(prompt, params)[0].token_ids
+        for prompt, params in zip(case.prompts, case.params, strict=True)
+    ]
+    monkeypatch.setattr(neural, "PREFILL_TOKENS", case.prefill)
+    engine = Engine.load(
+        target,
+        [drafters[name] for name in case.drafts],
+        dtype=case.dtype,
+        policy=case.policy,
+        threads=case.threads,
+    )
+    results = engine.generate(case.prompts, case.params)
+    assert [result.token_ids for result in results] == expected
+    engine.check_integrity()
+    for result in results:
+        levels = result.stats.levels
+        assert sum(level.accepted for level in levels) == len(result.token_ids)
+        assert all(level.accepted <= level.drafted for level in levels)
+
+
+def test_an_all_knowing_draft_saves_passes(drafters: dict[str, Path]) -> None:
+    """The cascade is at work in these tests: it is not plain decoding under another name."""
+    policy = FixedCascade([[7, 0], [0, 0]])
+    engine = Engine.load(data_path("stories260k"), [drafters["all-knowing"]], policy=policy)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_tokens=80, temperature=temperature, seed=5, ignore_eos=True)
+        stats = engine.generate(PROMPTS[0], params)[0].stats
+        assert stats.tokens_per_target_call == 8.0
+
+
+def test_lenience_lets_drafting_levels_keep_more(drafters: dict[str, Path]) -> None:
+    """With lenience a drafting level keeps proposals it would not have made itself."""
+    kept = {}
+    for lenience in (1.0, 50.0):
+        policy = FixedCascade([[6, 0], [0, 10]], lenience)
+        engine = Engine.load(data_path("stories260k"), [drafters["llama2xs"]], policy=policy)
+        stats = engine.generate(PROMPTS[3], SamplingParams(max_tokens=100))[0].stats
+        kept[lenience] = stats.levels[1].calls
+    assert kept[50.0] < kept[1.0]
+
+
+def test_the_answer_ends_at_the_context(drafters: dict[str, Path]) -> None:
+    for policy in (PlainDecoding(), FixedCascade([[10]])):
+        engine = Engine.load(data_path("stories260k"), policy=policy, max_context=40)
+        params = SamplingParams(max_tokens=1000, ignore_eos=True)
+        result = engine.generate(PROMPTS[0], params)[0]
+        assert result.finish_reason == "length"
+        assert len(result.prompt_token_ids) + len(result.token_ids) == 40
