@@ -101,7 +101,7 @@ class CpuBackend:
         return LinearWeight(handle, memory, torch.zeros(n) if bias else None)
 
     def fill_linear(self, weight: LinearWeight, rows: torch.Tensor, first_row: int) -> None:
-        """Copies `rows` `[count, k]` (float32, float16, bfloat16) to rows first_row.. of `weight`."""
+        """Copies `rows` `[count, k]` (float32, float16, bfloat16) to rows first_row.. on."""
         rows = rows.contiguous()
         if rows.shape[1] != weight.handle.k:
             raise ValueError(f"rows of {rows.shape[1]} columns do not fit k = {weight.handle.k}")
