@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from cascade_engine.errors import RequestError
 
 MAX_SEED = 2**64 - 1
+MAX_TOP_LOGPROBS = 1000
+
+AllowedTokens = Callable[[Sequence[int]], Any]
+"""From a row's tokens so far (prompt and output) to the token ids that may come next: a sequence of
+ids, a boolean tensor over the vocabulary, or None for all. A pure function: it is also asked about
+drafted prefixes, and the answer may not depend on when or how often it is asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when decoding stops. Speculation changes none of it.
 
-    Raises RequestError for values out of range.
+    docs/parameters.md has the exact definitions. Raises RequestError for values out of range.
     """
 
     max_tokens: int = 256
     """New tokens at most; fewer when the model's context ends before."""
+    n: int = 1
+    """Samples of the prompt, each with noise of its own; needs temperature > 0 when above 1."""
+
     temperature: float = 0.0
     """0: the most likely token (ties to the lowest id). Above: sampling from
     softmax(logits / temperature)."""
@@ -26,22 +38,86 @@ class SamplingParams:
     """Sample among the k most likely tokens; 0: all."""
     top_p: float = 1.0
     """Sample among the fewest most likely tokens whose probabilities reach top_p; 1: all."""
+    min_p: float = 0.0
+    """Sample among tokens at least min_p times as likely as the most likely one; 0: all."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or output; 1: off."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that occur in the output (not in the prompt)."""
+    frequency_penalty: float = 0.0
+    """Subtracted, times their count, from the logits of tokens in the output (not the prompt)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids; -inf forbids a token."""
+    allowed_tokens: AllowedTokens | None = None
+    """Restricts the next token, given the tokens so far: the hook for grammars."""
     seed: int | None = None
     """Seed of the noise, 0..2**64-1. None: drawn anew, and reported in the result."""
+
+    min_tokens: int = 0
+    """Stop tokens are not chosen, and stop strings not looked for, before this many tokens."""
     ignore_eos: bool = False
     """Go on past the model's end-of-sequence tokens."""
+    stop: str | Sequence[str] = ()
+    """Strings that end the output where they appear; not part of the text."""
+    stop_token_ids: Sequence[int] = ()
+    """Tokens that end the output, like end-of-sequence tokens."""
+    include_stop: bool = False
+    """Keep the stop string at the end of the text."""
+
+    logprobs: int | None = None
+    """Report the log-probability of each token, and of this many most likely tokens beside it."""
+    processed_logprobs: bool = False
+    """Of the distribution that was sampled from, instead of the model's own softmax(logits)."""
+
+    prediction: str | Sequence[int] | None = None
+    """An expected answer (the text being edited, say): drafted from before anything else."""
 
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1)
-        _check_float("temperature", self.temperature, 0.0, math.inf)
+        _check_int("n", self.n, 1)
         _check_int("top_k", self.top_k, 0)
+        _check_int("min_tokens", self.min_tokens, 0)
+        _check_float("temperature", self.temperature, 0.0, 1e6)
         _check_float("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise RequestError("top_p must be > 0, got 0.0; for the most likely token set top_k=1")
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 1e6)
+        _check_float("presence_penalty", self.presence_penalty, -1e6, 1e6)
+        _check_float("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise RequestError(f"{name} must be > 0, got 0")
+        if self.n > 1 and self.temperature == 0:
+            raise RequestError(f"n={self.n} samples at temperature 0 would all be equal: set n=1")
         if self.seed is not None:
             _check_int("seed", self.seed, 0)
             if self.seed > MAX_SEED:
                 raise RequestError(f"seed must be at most 2**64 - 1, got {self.seed}")
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0)
+            if self.logprobs > MAX_TOP_LOGPROBS:
+                raise RequestError(f"logprobs must be at most {MAX_TOP_LOGPROBS}")
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Own, checked copies of what a caller could change later."""
+        bias = dict(self.logit_bias)
+        for token, value in bias.items():
+            _check_int(f"logit_bias key {token!r}", token, 0)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or math.isnan(value) or value == math.inf:
+                raise RequestError(f"logit_bias[{token}] must be a number below inf, got {value!r}")
+        object.__setattr__(self, "logit_bias", MappingProxyType(bias))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        for i, text in enumerate(stop):
+            if not isinstance(text, str) or not text:
+                raise RequestError(f"stop[{i}] must be a string that is not empty, got {text!r}")
+        object.__setattr__(self, "stop", stop)
+        ids = tuple(self.stop_token_ids)
+        for i, token in enumerate(ids):
+            _check_int(f"stop_token_ids[{i}]", token, 0)
+        object.__setattr__(self, "stop_token_ids", ids)
+        if self.prediction is not None and not isinstance(self.prediction, str):
+            object.__setattr__(self, "prediction", tuple(self.prediction))
 
 
 def _check_int(name: str, value: object, low: int) -> None:
@@ -51,6 +127,5 @@ def _check_int(name: str, value: object, low: int) -> None:
 
 def _check_float(name: str, value: object, low: float, high: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= float(value) <= high or math.isinf(float(value)):  # type: ignore[arg-type]
-        limit = f">= {low:g}" if math.isinf(high) else f"in {low:g}..{high:g}"
-        raise RequestError(f"{name} must be a finite number {limit}, got {value!r}")
+    if not number or not low <= float(value) <= high:  # type: ignore[arg-type]
+        raise RequestError(f"{name} must be a number in {low:g}..{high:g}, got {value!r}")

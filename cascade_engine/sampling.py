@@ -1,14 +1,97 @@
-"""From request parameters to the native sampler that levels choose and judge tokens with."""
+"""From request parameters to what native code chooses tokens with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
+from cascade_engine.errors import RequestError
 from cascade_engine.ops import Sampler
-from cascade_engine.params import SamplingParams
+from cascade_engine.params import AllowedTokens, SamplingParams
+
+WORD_BITS = 32
 
 
-def make_sampler(params: SamplingParams, seed: int) -> Sampler:
+def make_sampler(
+    params: SamplingParams,
+    seed: int,
+    sample_index: int,
+    prompt_length: int,
+    stop_ids: Sequence[int],
+) -> Sampler:
     """The rule that turns logits at a position into a token: a pure function of the logits, the
-    seed and the position (and, for penalties, of the tokens before)."""
-    return Sampler(
-        temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, seed=seed
-    )
+    seed, the sample's index, the position and the tokens before it.
+
+    `stop_ids` are the tokens that min_tokens keeps out. Raises RequestError.
+    """
+    try:
+        return Sampler(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=list(params.logit_bias.items()),
+            min_tokens=params.min_tokens,
+            stop_ids=list(stop_ids),
+            seed=seed,
+            sample_index=sample_index,
+            prompt_length=prompt_length,
+        )
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+class AllowedMasks:
+    """Masks of allowed tokens, `[positions, ceil(vocab / 32)]` words, as native code reads them."""
+
+    def __init__(self, allowed: AllowedTokens, vocab_size: int) -> None:
+        self._allowed = allowed
+        self._vocab_size = vocab_size
+        self._words = -(-vocab_size // WORD_BITS)
+
+    def along(self, tokens: list[int], frontier: int) -> torch.Tensor:
+        """Masks for positions frontier..len(tokens) of a row whose tokens from `frontier` on are
+        drafted. A review ends at the first draft that is not allowed; what lies behind it is not
+        asked for and stays all-allowed."""
+        masks = torch.full((len(tokens) - frontier + 1, self._words), -1, dtype=torch.int32)
+        for i in range(len(masks)):
+            allowed = self._next(tokens[: frontier + i])
+            if allowed is None:
+                continue
+            masks[i] = self._packed(allowed)
+            if frontier + i < len(tokens) and not allowed[tokens[frontier + i]]:
+                break
+        return masks
+
+    def _next(self, prefix: list[int]) -> torch.Tensor | None:
+        """Boolean `[vocab]`, or None for no restriction."""
+        answer = self._allowed(prefix)
+        if answer is None:
+            return None
+        if isinstance(answer, torch.Tensor) and answer.dtype == torch.bool:
+            if answer.shape != (self._vocab_size,):
+                raise RequestError(
+                    f"allowed_tokens must return {self._vocab_size} flags, got shape "
+                    f"{tuple(answer.shape)}"
+                )
+            allowed = answer.cpu()
+        else:
+            ids = torch.as_tensor(list(answer), dtype=torch.int64)
+            if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < self._vocab_size):
+                raise RequestError(f"allowed_tokens must return ids in 0..{self._vocab_size - 1}")
+            allowed = torch.zeros(self._vocab_size, dtype=torch.bool)
+            allowed[ids] = True
+        if not bool(allowed.any()):
+            raise RequestError(f"allowed_tokens allows no token after {len(prefix)} tokens")
+        return allowed
+
+    def _packed(self, allowed: torch.Tensor) -> torch.Tensor:
+        bits = torch.zeros(self._words * WORD_BITS, dtype=torch.int64)
+        bits[: self._vocab_size] = allowed
+        weights = 1 << torch.arange(WORD_BITS, dtype=torch.int64)
+        words = (bits.view(self._words, WORD_BITS) * weights).sum(-1)
+        return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)

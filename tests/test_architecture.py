@@ -26,7 +26,7 @@ LAYERS = {
     "tokenizer_json": 5,
     "tokenizer_sentencepiece": 5,
     "tokenizer": 6,
-    "tables": 6,
+    "tables": 7,
     "levels": 7,
     "policy": 7,
     "engine": 8,

@@ -43,6 +43,10 @@ class PageTable:
     def free_pages(self) -> int:
         return len(self._free)
 
+    def held(self, row: int) -> int:
+        """Pages that a row holds, shared ones included."""
+        return len(self._held[row])
+
     def fits(self, *row_lengths: int) -> bool:
         """Whether an empty cache could hold rows of these lengths together."""
         return sum(pages_for(length) for length in row_lengths) <= self.pages

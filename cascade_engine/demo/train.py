@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,11 +145,13 @@ class Trainer:
         return min(1.0, (self.step + 1) / WARMUP_STEPS, max(0.0, (self.steps - self.step) / decay))
 
     def train(self) -> None:
-        """Run to the last step, then save `final/`."""
+        """Run to the last step, then save `final/`; SIGTERM saves a checkpoint and stops."""
+        stopping: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
         stream = self.batches("train", seed=self.args.seed * 1_000_003 + self.step)
         bar = tqdm(total=self.steps, initial=self.step, desc=self.args.model, mininterval=10.0)
         last_save, running = time.monotonic(), 0.0
-        while self.step < self.steps:
+        while self.step < self.steps and not stopping:
             started = time.monotonic()
             batch = next(stream)
             loss = loss_of(self.model, batch, self.teacher, self.args.teacher_share)
@@ -173,7 +176,8 @@ class Trainer:
                 last_save = time.monotonic()
         bar.close()
         self.save_checkpoint()
-        self.save_final()
+        if self.step == self.steps:
+            self.model.save_pretrained(self.out / "final")
 
     def report(self, train_loss: float) -> None:
         """Append validation loss and greedy scores to log.jsonl."""
@@ -215,9 +219,6 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step, self.seconds, self.tokens = state["progress"]
-
-    def save_final(self) -> None:
-        self.model.save_pretrained(self.out / "final")
 
 
 def mixed(

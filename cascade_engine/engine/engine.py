@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from os import PathLike
 
-from cascade_engine.engine.loading import LoadOptions, LoadReport, load_levels
-from cascade_engine.engine.results import Generation, LevelStats, RunStats, StepOutput
-from cascade_engine.engine.row import Row
+from cascade_engine.engine.loading import Loaded, LoadOptions, load_levels
+from cascade_engine.engine.requests import Prompt, RequestBuilder
+from cascade_engine.engine.results import Generation, StepOutput
+from cascade_engine.engine.row import NO_SLOT, Row
+from cascade_engine.engine.slots import Slots
 from cascade_engine.engine.stream import Stream
 from cascade_engine.errors import CapacityError, RequestError
-from cascade_engine.levels import NeuralLevel, ReviewItem, StatisticalLevel, TokenRows
+from cascade_engine.levels import Proposal
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import Draft, FixedCascade, PlainDecoding, Policy
-from cascade_engine.sampling import make_sampler
-from cascade_engine.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
 
 
 class Engine:
@@ -29,25 +26,22 @@ class Engine:
     Use `Engine.load`. Not thread-safe: one thread calls it.
     """
 
-    def __init__(
-        self,
-        neural: Sequence[NeuralLevel],
-        statistical: StatisticalLevel,
-        rows: TokenRows,
-        tokenizer: Tokenizer | None,
-        eos_ids: Sequence[int],
-        policy: Policy | None,
-        report: LoadReport,
-    ) -> None:
-        self.neural = list(neural)
-        self.statistical = statistical
-        self.tokenizer = tokenizer
-        self.eos_ids = tuple(eos_ids)
-        self.report = report
+    def __init__(self, loaded: Loaded, policy: Policy | None, reuse_cache: bool) -> None:
+        self.neural = loaded.neural
+        self.statistical = loaded.statistical
+        self.tokenizer = loaded.tokenizer
+        self.report = loaded.report
         """How each model was loaded, for people to read."""
-        self._tokens = rows
+        self._tokens = loaded.rows
         self._contexts = [level.context for level in self.neural]
-        self._free_slots = list(range(rows.tokens.shape[0]))[::-1]
+        self._slots = Slots(self.neural, loaded.rows, reuse_cache)
+        self._requests = RequestBuilder(
+            loaded.tokenizer,
+            loaded.eos_ids,
+            self.neural[0].vocab_size,
+            loaded.rows.capacity,
+            tuple(self.level_names),
+        )
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []
         self._undelivered: list[StepOutput] = []
@@ -69,29 +63,22 @@ class Engine:
         max_rows: int = 16,
         max_context: int | None = None,
         kv_cache_bytes: int | None = None,
+        reuse_cache: bool = True,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
-        """Loads a target, its drafts (large to small) and an n-gram table from directories.
+        """Loads a target, its drafts (large to small) and an n-gram table.
 
         `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU), "float32" or
         "bfloat16". `policy` None: `FixedCascade.default`. `threads` None: CASCADE_THREADS, else all
         physical cores. `max_context` bounds every row (default: the target's own context);
-        `kv_cache_bytes` bounds the caches of all levels together. `progress(model, done, total)`
-        is called as layers are loaded.
+        `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a prompt that
+        begins like an earlier one starts from what is cached. `progress(model, done, total)` is
+        called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """
         options = LoadOptions(device, dtype, threads, max_rows, max_context, kv_cache_bytes)
-        loaded = load_levels(target, drafts, tables, options, progress)
-        return cls(
-            loaded.neural,
-            loaded.statistical,
-            loaded.rows,
-            loaded.tokenizer,
-            loaded.eos_ids,
-            policy,
-            loaded.report,
-        )
+        return cls(load_levels(target, drafts, tables, options, progress), policy, reuse_cache)
 
     @property
     def policy(self) -> Policy:
@@ -115,35 +102,32 @@ class Engine:
         params: SamplingParams | None = None,
         request_id: str | None = None,
     ) -> str:
-        """Queues a request and returns its id.
+        """Queues a request and returns its id; `step` delivers its tokens.
 
-        Raises RequestError (empty prompt, unknown token id, id in use) or CapacityError (the
-        prompt leaves no room in the context or the cache).
+        Raises RequestError (a bad prompt or parameter, an id in use) or CapacityError (the prompt
+        leaves no room in the context or the cache).
         """
-        params = params or SamplingParams()
-        token_ids = self._encode(prompt)
         if request_id is None:
-            request_id = f"request-{next(self._request_numbers)}"
-        elif any(r.request_id == request_id for r in itertools.chain(self._waiting, self._running)):
+            request_id = self._fresh_id()
+        elif any(row.request_id == request_id for row in self._rows()):
             raise RequestError(f"request id {request_id!r} is in use")
-        self._waiting.append(self._new_row(request_id, token_ids, params))
+        self._waiting.extend(self._new_rows(prompt, params, request_id))
         return request_id
 
     def has_work(self) -> bool:
-        """Whether a request is waiting or running."""
+        """Whether a request is waiting or running, or an output is waiting to be delivered."""
         return bool(self._waiting or self._running or self._undelivered)
 
     def abort(self, request_id: str) -> bool:
         """Drops a request and frees what it holds; False if there is no such request."""
-        for row in self._waiting:
-            if row.request_id == request_id:
+        dropped = [row for row in self._rows() if row.request_id == request_id]
+        for row in dropped:
+            if row.slot == NO_SLOT:
                 self._waiting.remove(row)
-                return True
-        for row in self._running:
-            if row.request_id == request_id:
-                self._release(row)
-                return True
-        return False
+            else:
+                self._running.remove(row)
+                self._slots.release(row)
+        return bool(dropped)
 
     def step(self) -> list[StepOutput]:
         """One engine step: every running row drafts as its policy says and is reviewed once by the
@@ -156,76 +140,92 @@ class Engine:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Generation]:
-        """Decodes prompts (strings or lists of token ids) to the end, in the order given.
+        """Decodes prompts (strings or lists of token ids) to the end, in the order given; a prompt
+        with n samples has n entries, one after the other.
 
         One set of parameters serves all prompts, or give one for each. Other requests in the
         engine go on meanwhile; the next `step` delivers what they produced.
         """
         batch = _as_batch(prompts)
-        each = (
-            [params] * len(batch)
-            if params is None or isinstance(params, SamplingParams)
-            else params
-        )
-        if len(each) != len(batch):
-            raise RequestError(f"{len(batch)} prompts, but {len(each)} sets of parameters")
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(batch)
+        if len(params) != len(batch):
+            raise RequestError(f"{len(batch)} prompts, but {len(params)} sets of parameters")
         rows: list[Row] = []
-        for prompt, one in zip(batch, each, strict=True):
-            request_id = f"request-{next(self._request_numbers)}"
-            rows.append(self._new_row(request_id, self._encode(prompt), one or SamplingParams()))
+        for prompt, each in zip(batch, params, strict=True):
+            rows += self._new_rows(prompt, each, self._fresh_id())
         self._waiting.extend(rows)
-        collected = {row.request_id: StepOutput(row.request_id, [], [], None) for row in rows}
-        unfinished = {row.request_id for row in rows}
+        outputs = {(row.request_id, row.index): _nothing_yet(row) for row in rows}
+        unfinished = set(outputs)
         try:
             while unfinished:
-                for out in self._step_for(unfinished):
-                    collected[out.request_id] = collected[out.request_id].followed_by(out)
+                for out in self._step_for({request_id for request_id, _ in unfinished}):
+                    key = (out.request_id, out.index)
+                    outputs[key] = outputs[key].followed_by(out)
                     if out.finish_reason is not None:
-                        unfinished.remove(out.request_id)
+                        unfinished.remove(key)
         finally:
-            for request_id in unfinished:
+            for request_id in {request_id for request_id, _ in unfinished}:
                 self.abort(request_id)
-        return [self._generation(row, collected[row.request_id]) for row in rows]
+        return [_generation(row, outputs[row.request_id, row.index]) for row in rows]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """Decodes one request token by token, as the iterator is asked for them."""
-        request_id = f"request-{next(self._request_numbers)}"
-        row = self._new_row(request_id, self._encode(prompt), params or SamplingParams())
-        self._waiting.append(row)
-        decoder = None if self.tokenizer is None else self.tokenizer.stream_decoder(continues=True)
+        """Decodes one sample token by token, as the iterator is asked for them."""
+        request_id = self._fresh_id()
+        rows = self._new_rows(prompt, params, request_id)
+        if len(rows) != 1:
+            raise RequestError(f"a stream has one sample, got n={len(rows)}: use generate or step")
+        self._waiting.extend(rows)
         return Stream(
             request_id,
             step=lambda: self._step_for({request_id}),
             abort=lambda: self.abort(request_id),
-            result=lambda out: self._generation(row, out),
-            decoder=decoder,
+            result=lambda out: _generation(rows[0], out),
         )
+
+    def clear_cache(self) -> None:
+        """Forgets the caches that finished requests left for later ones."""
+        self._slots.clear()
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless rows, frontiers and every level's pages agree. For tests."""
         for row in self._running:
             chain = [len(row.prompt), *row.frontier, row.length, row.limit]
-            assert chain == sorted(chain), (
-                f"frontiers of {row.request_id} are out of order: {chain}"
-            )
+            assert chain == sorted(chain), f"frontiers of {row.request_id} are out of order: {chain}"
             assert len(row.sources) == row.length - len(row.prompt), "sources and length differ"
-        for level in self.neural:
-            level.pages.check_integrity()
-            for row in self._running:
+            for level in self.neural:
                 assert level.pages.length[row.slot] <= row.length - 1, f"{level.name} is ahead"
-            if not self._running:
-                assert level.pages.free_pages == level.pages.pages, f"{level.name} leaks pages"
+        self._slots.check_integrity(self._running)
 
     # Inside
 
+    def _rows(self) -> list[Row]:
+        return [*self._waiting, *self._running]
+
+    def _fresh_id(self) -> str:
+        taken = {row.request_id for row in self._rows()}
+        while True:
+            request_id = f"request-{next(self._request_numbers)}"
+            if request_id not in taken:
+                return request_id
+
+    def _new_rows(
+        self, prompt: Prompt, params: SamplingParams | None, request_id: str
+    ) -> list[Row]:
+        token_ids = self._requests.encode(prompt)
+        rows = self._requests.rows(request_id, token_ids, params or SamplingParams())
+        if not self._slots.fits(rows[:1]):
+            raise CapacityError(
+                f"a row of {rows[0].limit} tokens (prompt and max_tokens) does not fit the "
+                "key/value cache: lower max_tokens or raise kv_cache_bytes"
+            )
+        return rows
+
     def _step(self) -> list[StepOutput]:
         self._admit()
-        before = {row.slot: row.frontier[0] for row in self._running}
-        pending = list(self._running)
-        while pending:
-            actions = [
-                (row, self._policy.next_action(row.state(self._contexts))) for row in pending
-            ]
+        before = {row: row.frontier[0] for row in self._running}
+        while before:
+            actions = [(row, self._policy.next_action(row.state(self._contexts))) for row in before]
             drafts = [(row, a) for row, a in actions if isinstance(a, Draft)]
             if drafts:
                 self._draft(drafts)
@@ -234,7 +234,7 @@ class Engine:
             self._review(level, [row for row, action in actions if action.level == level])
             if level == 0:
                 break
-        return [self._emit(row, before[row.slot]) for row in list(self._running)]
+        return [self._emit(row, begin) for row, begin in before.items()]
 
     def _step_for(self, request_ids: set[str]) -> list[StepOutput]:
         """A step that keeps the outputs of other requests for the next call of `step`."""
@@ -242,67 +242,11 @@ class Engine:
         self._undelivered += [out for out in outputs if out.request_id not in request_ids]
         return [out for out in outputs if out.request_id in request_ids]
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError(
-                    "the target has no tokenizer: give prompts as lists of token ids"
-                )
-            return self.tokenizer.encode(prompt)
-        vocab = self.neural[0].vocab_size
-        token_ids = list(prompt)
-        for i, token in enumerate(token_ids):
-            if not isinstance(token, int) or not 0 <= token < vocab:
-                raise RequestError(
-                    f"prompt[{i}] must be a token id in 0..{vocab - 1}, got {token!r}"
-                )
-        return token_ids
-
-    def _new_row(self, request_id: str, prompt: list[int], params: SamplingParams) -> Row:
-        if not prompt:
-            raise RequestError("the prompt is empty: give at least one token")
-        context = self._tokens.capacity
-        if len(prompt) >= context:
-            raise CapacityError(
-                f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in a "
-                f"context of {context}: shorten it"
-            )
-        limit = min(len(prompt) + params.max_tokens, context)
-        for level in self.neural:
-            if not level.pages.fits(min(limit, level.context)):
-                raise CapacityError(
-                    f"a row of {limit} tokens does not fit the key/value cache of {level.name}: "
-                    "lower max_tokens or raise kv_cache_bytes"
-                )
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        stats = RunStats([LevelStats(name) for name in self.level_names], len(prompt))
-        return Row(
-            slot=-1,
-            request_id=request_id,
-            params=params,
-            seed=seed,
-            sampler=make_sampler(params, seed),
-            prompt=prompt,
-            limit=limit,
-            frontier=[len(prompt)] * len(self.neural),
-            sources=[],
-            stats=stats,
-            started=0.0,
-            length=len(prompt),
-        )
-
     def _admit(self) -> None:
-        """Moves waiting rows to free slots while the caches can hold them to their limits."""
-        while self._waiting and self._free_slots:
-            row = self._waiting[0]
-            rows = [*self._running, row]
-            for level in self.neural:
-                if not level.pages.fits(*(min(r.limit, level.context) for r in rows)):
-                    return
-            self._waiting.popleft()
-            row.slot = self._free_slots.pop()
+        """Moves waiting rows to slots, in order, while they fit, and caches their prompts."""
+        while self._waiting and self._slots.acquire(self._waiting[0], self._running):
+            row = self._waiting.popleft()
             row.started = time.perf_counter()
-            self._tokens.write(row.slot, row.prompt)
             self._running.append(row)
             self.neural[0].prefill(row.slot, len(row.prompt) - 1)
             row.stats.levels[0].seconds += time.perf_counter() - row.started
@@ -310,9 +254,7 @@ class Engine:
     def _draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         begin = time.perf_counter()
         counts = self.statistical.propose(
-            [row.slot for row, _ in drafts],
-            [row.length for row, _ in drafts],
-            [action.tokens for _, action in drafts],
+            [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in drafts]
         )
         share = (time.perf_counter() - begin) / len(drafts)
         for (row, action), count in zip(drafts, counts, strict=True):
@@ -322,61 +264,42 @@ class Engine:
 
     def _review(self, level: int, rows: Sequence[Row]) -> None:
         begin = time.perf_counter()
-        verdicts = self.neural[level].review(
-            [ReviewItem(r.slot, r.frontier[level], r.length, r.sampler) for r in rows],
-            1.0 if level == 0 else self._policy.lenience,
-        )
+        lenience = 1.0 if level == 0 else self._policy.lenience
+        verdicts = self.neural[level].review([row.review_item(level) for row in rows], lenience)
         share = (time.perf_counter() - begin) / len(rows)
         for row, verdict in zip(rows, verdicts, strict=True):
             row.settle(level, verdict.num_accepted)
+            row.logprobs = verdict.logprobs
             for each in self.neural:
                 each.truncate(row.slot, row.length - 1)
             row.stats.levels[level].calls += 1
             row.stats.levels[level].seconds += share
 
     def _emit(self, row: Row, begin: int) -> StepOutput:
-        """Tokens begin..length-1 are final; ends the row at a stop token or at its limit."""
-        token_ids = self._tokens.read(row.slot, begin, row.length)
-        finish = None
-        if not row.params.ignore_eos:
-            for i, token in enumerate(token_ids):
-                if token in self.eos_ids:
-                    token_ids = token_ids[: i + 1]
-                    finish = "stop"
-                    break
-        if finish is None and row.length >= row.limit:
-            finish = "length"
-        first = begin - len(row.prompt)
-        sources = row.sources[first : first + len(token_ids)]
-        for source in sources:
-            row.stats.levels[source].accepted += 1
-        row.stats.new_tokens += len(token_ids)
-        row.stats.target_calls += 1
+        """Delivers tokens begin..length-1 of a row, and frees it if they end it."""
+        out = row.emit(self._tokens.read(row.slot, begin, row.length))
         row.stats.seconds = time.perf_counter() - row.started
-        if finish is not None:
-            self._release(row)
-        return StepOutput(row.request_id, token_ids, sources, finish)
+        if out.finish_reason is not None:
+            self._running.remove(row)
+            self._slots.release(row)
+        return out
 
-    def _release(self, row: Row) -> None:
-        self._running.remove(row)
-        for level in self.neural:
-            level.truncate(row.slot, 0)
-        self._free_slots.append(row.slot)
 
-    def _generation(self, row: Row, out: StepOutput) -> Generation:
-        text = (
-            "" if self.tokenizer is None else self.tokenizer.decode(out.token_ids, continues=True)
-        )
-        return Generation(
-            request_id=row.request_id,
-            prompt_token_ids=row.prompt,
-            token_ids=out.token_ids,
-            sources=out.sources,
-            text=text,
-            finish_reason=out.finish_reason or "",
-            seed=row.seed,
-            stats=row.stats,
-        )
+def _nothing_yet(row: Row) -> StepOutput:
+    return StepOutput(row.request_id, row.index, [])
+
+
+def _generation(row: Row, out: StepOutput) -> Generation:
+    return Generation(
+        request_id=row.request_id,
+        index=row.index,
+        prompt_token_ids=row.prompt,
+        pieces=out.pieces,
+        finish_reason=out.finish_reason or "",
+        stop=out.stop,
+        seed=row.seed,
+        stats=row.stats,
+    )
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

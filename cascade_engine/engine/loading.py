@@ -18,7 +18,7 @@ from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
 from cascade_engine.ops import CpuBackend
 
-# TODO tables
+from cascade_engine.tables import load_table
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -93,7 +93,7 @@ def load_levels(
     models = [_open(path, options.dtype) for path in (target, *drafts)]
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
-    ngrams = None
+    ngrams = None if table is None else load_table(table, tokenizer, vocab_size)
     context = min(models[0].config.max_positions, options.max_context or 2**31 - 1)
     tokens = _cache_tokens(models, context, options)
 

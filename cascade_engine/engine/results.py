@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
+
+from cascade_engine.levels import TokenLogprobs
 
 
 @dataclass
@@ -27,6 +29,8 @@ class RunStats:
 
     levels: list[LevelStats]
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values another request had left in the target's cache."""
     new_tokens: int = 0
     seconds: float = 0.0
     target_calls: int = 0
@@ -44,57 +48,90 @@ class RunStats:
         """The figures as JSON-ready values."""
         return {
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "new_tokens": self.new_tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "target_calls": self.target_calls,
             "tokens_per_target_call": self.tokens_per_target_call,
-            "levels": [vars(level) for level in self.levels],
+            "levels": [asdict(level) for level in self.levels],
         }
 
 
-class StepOutput(NamedTuple):
-    """Tokens of one request that an engine step made final."""
-
-    request_id: str
-    token_ids: list[int]
-    sources: list[int]
-    """For each token, the level that drafted it; 0 is the target."""
-    finish_reason: str | None
-    """None while the request runs; else "stop" or "length"."""
-
-    def followed_by(self, later: StepOutput) -> StepOutput:
-        """This output and a later one of the same request as one."""
-        return later._replace(
-            token_ids=self.token_ids + later.token_ids, sources=self.sources + later.sources
-        )
-
-
 class Piece(NamedTuple):
-    """One token of a stream."""
+    """One emitted token."""
 
     text: str
-    """Text that the token completes; empty while a character is incomplete."""
+    """Text that became final with this token; empty while a character is incomplete or a stop
+    string may have begun."""
     token_id: int
     level: int
     """The level that drafted it; 0 is the target."""
+    logprobs: TokenLogprobs | None = None
+
+
+class StepOutput(NamedTuple):
+    """What an engine step made final of one sample of a request."""
+
+    request_id: str
+    index: int
+    """Which of the request's `n` samples."""
+    pieces: list[Piece]
+    finish_reason: str | None = None
+    """None while it runs; else "stop", "length" or "abort"."""
+    stop: int | str | None = None
+    """The token id or string that ended it, where the reason is "stop"."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [piece.token_id for piece in self.pieces]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    def followed_by(self, later: StepOutput) -> StepOutput:
+        """This output and a later one of the same sample as one."""
+        return later._replace(pieces=self.pieces + later.pieces)
 
 
 @dataclass
 class Generation:
-    """A finished request."""
+    """A finished sample of a request."""
 
     request_id: str
+    index: int
     prompt_token_ids: list[int]
-    token_ids: list[int]
-    sources: list[int]
-    """For each token, the level that drafted it; 0 is the target."""
-    text: str
+    pieces: list[Piece] = field(repr=False)
     finish_reason: str
-    """"stop" (an end-of-sequence token) or "length" (max_tokens or the context's end)."""
+    """"stop" (an end-of-sequence token, a stop token or string), "length" (max_tokens or the
+    context's end) or "abort"."""
+    stop: int | str | None
+    """The token id or string that ended it."""
     seed: int
-    """The seed in force, given or drawn."""
+    """The seed in force, given or drawn; samples of one request share it."""
     stats: RunStats = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The text of the new tokens, as it continues the prompt's; stop strings are cut off."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The new tokens; a stop token is the last of them."""
+        return [piece.token_id for piece in self.pieces]
+
+    @property
+    def sources(self) -> list[int]:
+        """For each token, the level that drafted it; 0 is the target."""
+        return [piece.level for piece in self.pieces]
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        """Of each token, where they were asked for."""
+        found = [piece.logprobs for piece in self.pieces if piece.logprobs is not None]
+        return found if len(found) == len(self.pieces) and found else None
 
     def stats_dict(self) -> dict[str, Any]:
         """`stats` with the finish reason and the seed."""

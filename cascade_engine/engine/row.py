@@ -1,16 +1,23 @@
-"""A running request: one token row and its frontiers."""
+"""A request's sample as the engine keeps it: one token row and its frontiers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cascade_engine.engine.results import RunStats
+import torch
+
+from cascade_engine.engine.results import Piece, RunStats, StepOutput
+from cascade_engine.levels import LogprobRequest, ReviewItem, TokenLogprobs
 from cascade_engine.ops import Sampler
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import RowState
+from cascade_engine.sampling import AllowedMasks
+from cascade_engine.stops import StopChecker
+
+NO_SLOT = -1
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """Bookkeeping of one row; its tokens are in TokenRows, its caches in the levels.
 
@@ -18,21 +25,27 @@ class Row:
     is at most length - 1 between actions.
     """
 
-    slot: int
     request_id: str
+    index: int
     params: SamplingParams
     seed: int
-    sampler: Sampler
     prompt: list[int]
     limit: int
     """Longest the row may get: prompt + max_tokens, within the target's context."""
-    frontier: list[int]
-    sources: list[int]
-    """For each token behind the prompt, the level that appended it."""
+    sampler: Sampler
+    stops: StopChecker
     stats: RunStats
-    started: float
-    length: int = 0
+    frontier: list[int]
+    length: int
+    allowed: AllowedMasks | None = None
+    prediction: torch.Tensor | None = None
+    slot: int = NO_SLOT
     exhausted: bool = False
+    started: float = 0.0
+    sources: list[int] = field(default_factory=list)
+    """For each token behind the prompt, the level that appended it."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the tokens that the last target review left, where they are asked for."""
 
     def state(self, contexts: list[int]) -> RowState:
         """What the policy sees; `contexts` are the neural levels' context lengths."""
@@ -42,6 +55,14 @@ class Row:
             room=self.limit - 1 - self.length,
             exhausted=self.exhausted,
             dormant=tuple(self.length > context for context in contexts),
+        )
+
+    def review_item(self, level: int) -> ReviewItem:
+        logprobs = None
+        if level == 0 and self.params.logprobs is not None:
+            logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
+        return ReviewItem(
+            self.slot, self.frontier[level], self.length, self.sampler, self.allowed, logprobs
         )
 
     def append_draft(self, level: int, count: int) -> None:
@@ -61,3 +82,26 @@ class Row:
             self.frontier[i] = self.length
         self.exhausted = False
         self.stats.levels[level].drafted += 1
+
+    def emit(self, token_ids: list[int]) -> StepOutput:
+        """Makes the row's last tokens final, up to a stop; ends the row there or at its limit."""
+        begin = self.length - len(token_ids) - len(self.prompt)
+        pieces: list[Piece] = []
+        finish = None
+        for i, token in enumerate(token_ids):
+            release = self.stops.push(token)
+            logprobs = self.logprobs[i] if self.logprobs else None
+            pieces.append(Piece(release.text, token, self.sources[begin + i], logprobs))
+            if release.stopped:
+                finish = "stop"
+                break
+        if finish is None and self.length >= self.limit:
+            last = self.stops.finish()
+            pieces[-1] = pieces[-1]._replace(text=pieces[-1].text + last.text)
+            finish = "stop" if last.stopped else "length"
+        for piece in pieces:
+            self.stats.levels[piece.level].accepted += 1
+        self.stats.new_tokens += len(pieces)
+        self.stats.target_calls += 1
+        stop = None if self.stops.reason is None else self.stops.reason.value
+        return StepOutput(self.request_id, self.index, pieces, finish, stop)

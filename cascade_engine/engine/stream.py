@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from cascade_engine.engine.results import Generation, Piece, StepOutput
-from cascade_engine.tokenizer import StreamDecoder
 
 
 class Stream(Iterator[Piece]):
@@ -23,21 +22,20 @@ class Stream(Iterator[Piece]):
         step: Callable[[], list[StepOutput]],
         abort: Callable[[], object],
         result: Callable[[StepOutput], Generation],
-        decoder: StreamDecoder | None,
     ) -> None:
         self._step = step
         self._abort = abort
         self._result = result
-        self._decoder = decoder
         self._pieces: deque[Piece] = deque()
-        self._out = StepOutput(request_id, [], [], None)
+        self._out = StepOutput(request_id, 0, [])
 
     def __next__(self) -> Piece:
         while not self._pieces:
             if self._out.finish_reason is not None:
                 raise StopIteration
             for out in self._step():
-                self._receive(out)
+                self._out = self._out.followed_by(out)
+                self._pieces.extend(out.pieces)
         return self._pieces.popleft()
 
     def close(self) -> None:
@@ -50,14 +48,3 @@ class Stream(Iterator[Piece]):
     def result(self) -> Generation:
         """What was produced so far; `finish_reason` is empty while the request runs."""
         return self._result(self._out)
-
-    def _receive(self, out: StepOutput) -> None:
-        self._out = self._out.followed_by(out)
-        last = len(out.token_ids) - 1
-        for i, (token, source) in enumerate(zip(out.token_ids, out.sources, strict=True)):
-            text = ""
-            if self._decoder is not None:
-                text = self._decoder.push([token])
-                if i == last and out.finish_reason is not None:
-                    text += self._decoder.flush()
-            self._pieces.append(Piece(text, token, source))

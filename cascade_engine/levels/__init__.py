@@ -1,7 +1,22 @@
 """Levels: what drafts and what reviews. Level 0 is the target, the last one is statistical."""
 
-from cascade_engine.levels.neural import NeuralLevel, Verdict
-from cascade_engine.levels.rows import ReviewItem, TokenRows
-from cascade_engine.levels.statistical import StatisticalLevel
+from cascade_engine.levels.neural import NeuralLevel
+from cascade_engine.levels.rows import (
+    LogprobRequest,
+    ReviewItem,
+    TokenLogprobs,
+    TokenRows,
+    Verdict,
+)
+from cascade_engine.levels.statistical import Proposal, StatisticalLevel
 
-__all__ = ["NeuralLevel", "ReviewItem", "StatisticalLevel", "TokenRows", "Verdict"]
+__all__ = [
+    "LogprobRequest",
+    "NeuralLevel",
+    "Proposal",
+    "ReviewItem",
+    "StatisticalLevel",
+    "TokenLogprobs",
+    "TokenRows",
+    "Verdict",
+]

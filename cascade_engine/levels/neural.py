@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 
 from cascade_engine.cache import KVStorage, PageTable, pages_for
-from cascade_engine.levels.rows import ReviewItem, TokenRows
+from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, TokenRows, Verdict
 from cascade_engine.models import llama
 from cascade_engine.ops import CpuBackend
 
 PREFILL_TOKENS = 512
 """Tokens of one prefill pass; any split gives the same bits."""
-
-
-class Verdict(NamedTuple):
-    """What a review decided for one row: drafted tokens kept, then the level's own token."""
-
-    num_accepted: int
-    token: int
 
 
 class NeuralLevel:
@@ -80,22 +71,29 @@ class NeuralLevel:
         slots = [item.slot for item in items]
         lengths = [item.length for item in items]
         self._feed(slots, lengths, [item.length - item.frontier + 1 for item in items])
-        tokens, probs = self._rows.tokens, self._rows.draft_probs
+        masks = [self._masks(item) for item in items]
+        allowed = [0 if mask is None else mask.data_ptr() for mask in masks]
         verdicts = self._backend.accept(
-            logits=self._program.data(self._logits),
-            logits_stride=self._program.cols(self._logits),
+            **self._logits_and_tokens(),
             logit_rows=self._program.rows(self._logits),
-            vocab=self.vocab_size,
-            tokens=tokens.data_ptr(),
-            token_stride=tokens.shape[1],
-            probs=probs.data_ptr(),
+            probs=self._rows.draft_probs.data_ptr(),
             rows=slots,
             frontiers=[item.frontier for item in items],
             lengths=lengths,
             samplers=[item.sampler for item in items],
             lenience=lenience,
+            allowed=allowed if any(allowed) else [],
         )
-        return [Verdict(*verdict) for verdict in verdicts]
+        logprobs = self._logprobs(items, verdicts, allowed)
+        return [
+            Verdict(num_accepted, token, logprobs.get(i, ()))
+            for i, (num_accepted, token) in enumerate(verdicts)
+        ]
+
+    def fork(self, source: int, target: int, tokens: int) -> None:
+        """The empty row `target` shares what is cached of the first `tokens` tokens of `source`."""
+        self.pages.fork(source, target)
+        self.pages.truncate(target, tokens)
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Rollback: at most `tokens` leading tokens of the row stay cached."""
@@ -106,6 +104,47 @@ class NeuralLevel:
         `[wanted, rows of the head]`. For tools and tests."""
         self._feed([slot], [tokens], [wanted])
         return self._recorder.read(self._logits)
+
+    def _logits_and_tokens(self) -> dict[str, int]:
+        tokens = self._rows.tokens
+        return {
+            "logits": self._program.data(self._logits),
+            "logits_stride": self._program.cols(self._logits),
+            "vocab": self.vocab_size,
+            "tokens": tokens.data_ptr(),
+            "token_stride": tokens.shape[1],
+        }
+
+    def _masks(self, item: ReviewItem) -> torch.Tensor | None:
+        if item.allowed is None:
+            return None
+        return item.allowed.along(self._rows.read(item.slot, 0, item.length), item.frontier)
+
+    def _logprobs(
+        self,
+        items: Sequence[ReviewItem],
+        verdicts: Sequence[tuple[int, int]],
+        allowed: Sequence[int],
+    ) -> dict[int, tuple[TokenLogprobs, ...]]:
+        """By item, for the items that ask: log-probabilities of the tokens a review left."""
+        found: dict[int, tuple[TokenLogprobs, ...]] = {}
+        first_logit_row = 0
+        for i, (item, (num_accepted, _)) in enumerate(zip(items, verdicts, strict=True)):
+            if item.logprobs is not None:
+                (row,) = self._backend.logprobs(
+                    **self._logits_and_tokens(),
+                    rows=[item.slot],
+                    first_logit_rows=[first_logit_row],
+                    starts=[item.frontier],
+                    counts=[num_accepted + 1],
+                    samplers=[item.sampler],
+                    top=item.logprobs.top,
+                    processed=item.logprobs.processed,
+                    allowed=[allowed[i]] if allowed[i] else [],
+                )
+                found[i] = tuple(TokenLogprobs(*entry) for entry in row)
+            first_logit_row += item.length - item.frontier + 1
+        return found
 
     def _feed(self, slots: list[int], ends: list[int], logits: list[int]) -> None:
         pages = self.pages

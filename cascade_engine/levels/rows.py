@@ -1,12 +1,14 @@
-"""The token rows that all levels share."""
+"""The token rows that all levels share, and one row's part in a review."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from cascade_engine.ops import Sampler
+from cascade_engine.sampling import AllowedMasks
 
 
 class TokenRows:
@@ -33,7 +35,23 @@ class TokenRows:
         return self.tokens[slot, begin:end].tolist()
 
 
-class ReviewItem(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LogprobRequest:
+    """Log-probabilities of each emitted token and of the `top` most likely ones beside it."""
+
+    top: int
+    processed: bool
+
+
+class TokenLogprobs(NamedTuple):
+    """Natural-log probability of a token, and the most likely (token id, log-probability) pairs."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewItem:
     """One row in a review."""
 
     slot: int
@@ -41,3 +59,15 @@ class ReviewItem(NamedTuple):
     """Leading tokens that the reviewing level need not judge."""
     length: int
     sampler: Sampler
+    allowed: AllowedMasks | None = None
+    logprobs: LogprobRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a review decided for one row: drafted tokens kept, then the level's own token."""
+
+    num_accepted: int
+    token: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the kept tokens and the own one, where asked for."""

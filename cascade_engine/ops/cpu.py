@@ -125,6 +125,10 @@ class CpuBackend:
         """The acceptance rule over rows of logits: see `_C.accept`."""
         return _C.accept(self.context, **arguments)
 
+    def logprobs(self, **arguments: Any) -> list[list[tuple[float, list[tuple[int, float]]]]]:
+        """Log-probabilities of tokens that a review left: see `_C.logprobs`."""
+        return _C.logprobs(self.context, **arguments)
+
     def propose(self, **arguments: Any) -> list[int]:
         """Max-Gram, filled up from a table: see `_C.propose`."""
         return _C.propose(self.context, **arguments)

@@ -67,6 +67,7 @@ def save_table(
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         save_file(table.arrays, partial, metadata)
+        partial.chmod(0o644)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -16,32 +16,35 @@ NgramTable::NgramTable(int order, int64_t vocab, int block_shift, const NgramOrd
   std::copy(orders, orders + order, orders_);
   for (int q = 0; q < 256; ++q)
     counts_[q] = std::exp2(static_cast<float>(q) / static_cast<float>(kCountSteps));
-  for (int n = 1; n <= order; ++n) check_order(n);
+  for (int n = 1; n <= order; ++n) check_items(n);  // all sizes before any link is followed
+  for (int n = 1; n <= order; ++n) check_links(n);
 }
 
-void NgramTable::check_order(int order) const {
+void NgramTable::check_items(int order) const {
   const NgramOrder& o = orders_[order - 1];
-  if (order == 1) {
-    CE_CHECK(o.contexts == vocab_, "order 1 has ", o.contexts, " contexts for a vocabulary of ",
-             vocab_);
-  } else {
-    CE_CHECK(o.token.size == o.contexts, "order ", order, ": ", o.token.size,
-             " context tokens for ", o.contexts, " contexts");
-    check_tokens(o.token, order, "context token");
-  }
+  CE_CHECK(order > 1 || o.contexts == vocab_, "order 1 has ", o.contexts,
+           " contexts for a vocabulary of ", vocab_);
+  CE_CHECK(order == 1 || o.token.size == o.contexts, "order ", order, ": ", o.token.size,
+           " context tokens for ", o.contexts, " contexts");
   CE_CHECK(o.total_size == o.contexts, "order ", order, ": ", o.total_size, " totals for ",
            o.contexts, " contexts");
   CE_CHECK(o.count_size == o.successor.size, "order ", order, ": ", o.count_size, " counts for ",
            o.successor.size, " successors");
+  if (order > 1) check_tokens(o.token, order, "context token");
   check_tokens(o.successor, order, "successor");
+}
+
+void NgramTable::check_links(int order) const {
+  const NgramOrder& o = orders_[order - 1];
   check_runs(o.successors, order, o.successor.size, "successors");
   if (order == order_) return;
   check_runs(o.children, order, orders_[order].contexts, "children");
+  const TokenArray& tokens = orders_[order].token;
   for (int64_t c = 0; c < o.contexts; ++c) {  // binary search needs each run sorted
     const Run r = run(o.children, c);
     for (int64_t i = r.first + 1; i < r.first + r.size; ++i)
-      CE_CHECK(token_at(orders_[order].token, i - 1) < token_at(orders_[order].token, i), "order ",
-               order + 1, ": the contexts are not sorted at ", i);
+      CE_CHECK(token_at(tokens, i - 1) < token_at(tokens, i), "order ", order + 1,
+               ": the contexts are not sorted at ", i);
   }
 }
 

@@ -90,10 +90,10 @@ static inline f32x16 log(f32x16 x) {
 static inline f32x16 gumbel(const uint32_t* bits) {
   alignas(64) float near_end[16], upper[16];
   for (int i = 0; i < 16; ++i) {
-    const bool high = (bits[i] >> 31) != 0;
-    const int32_t distance = static_cast<int32_t>(high ? ~bits[i] : bits[i]);
+    const int32_t high = static_cast<int32_t>(bits[i]) >> 31;  // -1 in the upper half, else 0
+    const int32_t distance = static_cast<int32_t>(bits[i]) ^ high;
     near_end[i] = (static_cast<float>(distance) + 0.5f) * 0x1p-32f;
-    upper[i] = high ? 1.0f : 0.0f;
+    upper[i] = static_cast<float>(-high);
   }
   const f32x16 q = load(near_end);
   const mask16 is_upper = less(zero(), load(upper));

@@ -102,6 +102,8 @@ def test_cascade_equals_plain(
     results = engine.generate(case.prompts, case.params)
     assert [result.token_ids for result in results] == expected
     engine.check_integrity()
+    engine.clear_cache()
+    engine.check_integrity()
     for result in results:
         levels = result.stats.levels
         assert sum(level.accepted for level in levels) == len(result.token_ids)

@@ -94,7 +94,8 @@ class NgramTable {
   int64_t child(int order, int64_t context, int32_t token) const;
   void check_runs(const NgramRuns& runs, int order, int64_t items, const char* what) const;
   void check_tokens(const TokenArray& array, int order, const char* what) const;
-  void check_order(int order) const;
+  void check_items(int order) const;
+  void check_links(int order) const;
 
   int order_;
   int64_t vocab_;

@@ -1,0 +1,119 @@
+"""From a prompt and parameters to rows, with every check that can be made beforehand."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cascade_engine.engine.results import LevelStats, RunStats
+from cascade_engine.engine.row import Row
+from cascade_engine.errors import CapacityError, RequestError
+from cascade_engine.params import SamplingParams
+from cascade_engine.sampling import AllowedMasks, make_sampler
+from cascade_engine.stops import StopChecker, StopStrings
+from cascade_engine.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class RequestBuilder:
+    """What requests are checked against."""
+
+    tokenizer: Tokenizer | None
+    eos_ids: tuple[int, ...]
+    vocab_size: int
+    context: int
+    level_names: tuple[str, ...]
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; raises RequestError for one that is empty or not in the vocabulary,
+        CapacityError for one that leaves no room for an answer."""
+        token_ids = self._token_ids("prompt", prompt)
+        if not token_ids:
+            raise RequestError("the prompt is empty: give at least one token")
+        if len(token_ids) >= self.context:
+            raise CapacityError(
+                f"the prompt has {len(token_ids)} tokens, which leaves no room for an answer in a "
+                f"context of {self.context}: shorten it"
+            )
+        return token_ids
+
+    def rows(self, request_id: str, prompt: list[int], params: SamplingParams) -> list[Row]:
+        """One row for each of the request's samples."""
+        for name in ("stop_token_ids", "logit_bias"):
+            for token in getattr(params, name):
+                if token >= self.vocab_size:
+                    raise RequestError(
+                        f"{name} names token {token}; the vocabulary has {self.vocab_size}"
+                    )
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        strings = StopStrings(params.stop)
+        prediction = None
+        if params.prediction is not None:
+            ids = self._token_ids("prediction", params.prediction)
+            prediction = torch.tensor(ids, dtype=torch.int32)
+        return [
+            self._row(request_id, i, prompt, params, seed, strings, prediction)
+            for i in range(params.n)
+        ]
+
+    def _row(
+        self,
+        request_id: str,
+        index: int,
+        prompt: list[int],
+        params: SamplingParams,
+        seed: int,
+        strings: StopStrings,
+        prediction: torch.Tensor | None,
+    ) -> Row:
+        eos_ids = () if params.ignore_eos else self.eos_ids
+        stop_ids = [i for i in (*eos_ids, *params.stop_token_ids) if i < self.vocab_size]
+        levels = len(self.level_names) - 1
+        return Row(
+            request_id=request_id,
+            index=index,
+            params=params,
+            seed=seed,
+            prompt=prompt,
+            limit=min(len(prompt) + params.max_tokens, self.context),
+            sampler=make_sampler(params, seed, index, len(prompt), stop_ids),
+            stops=StopChecker(
+                None if self.tokenizer is None else self.tokenizer.stream_decoder(continues=True),
+                stop=strings,
+                stop_ids=params.stop_token_ids,
+                eos_ids=eos_ids,
+                min_tokens=params.min_tokens,
+                include_stop=params.include_stop,
+            ),
+            stats=RunStats([LevelStats(name) for name in self.level_names], len(prompt)),
+            frontier=[len(prompt)] * levels,
+            length=len(prompt),
+            allowed=(
+                None
+                if params.allowed_tokens is None
+                else AllowedMasks(params.allowed_tokens, self.vocab_size)
+            ),
+            prediction=prediction,
+        )
+
+    def _token_ids(self, what: str, text: Prompt) -> list[int]:
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise RequestError(f"the target has no tokenizer: give the {what} as token ids")
+            if what == "prompt":
+                return self.tokenizer.encode(text)
+            return self.tokenizer.encode(text, add_bos=False, add_eos=False)
+        token_ids = list(text)
+        for i, token in enumerate(token_ids):
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise RequestError(f"{what}[{i}] must be a token id, got {token!r}")
+            if not 0 <= token < self.vocab_size:
+                raise RequestError(
+                    f"{what}[{i}] must be a token id in 0..{self.vocab_size - 1}, got {token}"
+                )
+        return token_ids
