@@ -25,5 +25,14 @@ class RequestError(CascadeError, ValueError):
     """A parameter of a request or of the engine has a value that is not allowed."""
 
 
+class DecodingError(CascadeError):
+    """A pass failed: the model's output is not a number, or a request's allowed_tokens raised. The
+    requests in `request_ids` were dropped; the others go on with the next step."""
+
+    def __init__(self, message: str, request_ids: list[str]) -> None:
+        super().__init__(message)
+        self.request_ids = request_ids
+
+
 class CapacityError(CascadeError):
     """A prompt, a cache or a model does not fit the context or the memory there is."""

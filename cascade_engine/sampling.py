@@ -81,7 +81,7 @@ class AllowedMasks:
             allowed = answer.cpu()
         else:
             ids = torch.as_tensor(list(answer), dtype=torch.int64)
-            if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < self._vocab_size):
+            if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size):
                 raise RequestError(f"allowed_tokens must return ids in 0..{self._vocab_size - 1}")
             allowed = torch.zeros(self._vocab_size, dtype=torch.bool)
             allowed[ids] = True

@@ -55,16 +55,15 @@ def expansion_prompt(question: str, points: list[str], index: int) -> str:
 
 
 def parse_skeleton(text: str, prompt_has_first_number: bool = True) -> list[str]:
-    """Points of a numbered list, in order; an empty list when the text is not numbered 1, 2, 3, ...
+    """Points of a numbered list, in order; an empty list when a line is not numbered 1, 2, 3, ...
 
     `prompt_has_first_number`: the "1." stands in the prompt, as in `skeleton_prompt`.
     """
-    lines = (("1." if prompt_has_first_number else "") + text).strip().split("\n")
-    matches = [_POINT_LINE.fullmatch(line) for line in lines]
-    points = [m.group(2).strip() for m in matches if m is not None and int(m.group(1)) > 0]
-    numbers = [int(m.group(1)) for m in matches if m is not None]
-    well_formed = len(matches) == len(numbers) and numbers == list(range(1, len(numbers) + 1))
-    return points if well_formed else []
+    whole = ("1. " if prompt_has_first_number else "") + text.strip(" ")
+    matches = [_POINT_LINE.fullmatch(line) for line in whole.split("\n")]
+    found = [(int(m.group(1)), m.group(2).strip()) for m in matches if m is not None]
+    numbered = [number for number, _ in found] == list(range(1, len(matches) + 1))
+    return [point for _, point in found] if numbered else []
 
 
 def parse_final_number(text: str) -> int | None:

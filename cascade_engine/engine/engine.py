@@ -14,8 +14,8 @@ from cascade_engine.engine.results import Generation, StepOutput
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.slots import Slots
 from cascade_engine.engine.stream import Stream
-from cascade_engine.errors import CapacityError, RequestError
-from cascade_engine.levels import Proposal
+from cascade_engine.errors import CapacityError, DecodingError, RequestError
+from cascade_engine.levels import Proposal, ReviewItem
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import Draft, FixedCascade, PlainDecoding, Policy
 
@@ -131,9 +131,13 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """One engine step: every running row drafts as its policy says and is reviewed once by the
-        target. Returns the tokens that became final, at least one for each running row."""
+        target. Returns the tokens that became final, at least one for each running row.
+
+        Raises DecodingError, once, when requests had to be dropped; nothing of the others is lost.
+        """
+        outputs = self._step()
         delivered, self._undelivered = self._undelivered, []
-        return delivered + self._step()
+        return delivered + outputs
 
     def generate(
         self,
@@ -191,7 +195,7 @@ class Engine:
         """Raises AssertionError unless rows, frontiers and every level's pages agree. For tests."""
         for row in self._running:
             chain = [len(row.prompt), *row.frontier, row.length, row.limit]
-            assert chain == sorted(chain), f"frontiers of {row.request_id} are out of order: {chain}"
+            assert chain == sorted(chain), f"frontiers of {row.request_id}: {chain}"
             assert len(row.sources) == row.length - len(row.prompt), "sources and length differ"
             for level in self.neural:
                 assert level.pages.length[row.slot] <= row.length - 1, f"{level.name} is ahead"
@@ -265,7 +269,11 @@ class Engine:
     def _review(self, level: int, rows: Sequence[Row]) -> None:
         begin = time.perf_counter()
         lenience = 1.0 if level == 0 else self._policy.lenience
-        verdicts = self.neural[level].review([row.review_item(level) for row in rows], lenience)
+        items = [self._review_item(row, level) for row in rows]
+        try:
+            verdicts = self.neural[level].review(items, lenience)
+        except ValueError as error:
+            raise self._failed(rows, f"{self.neural[level].name}: {error}") from error
         share = (time.perf_counter() - begin) / len(rows)
         for row, verdict in zip(rows, verdicts, strict=True):
             row.settle(level, verdict.num_accepted)
@@ -274,6 +282,19 @@ class Engine:
                 each.truncate(row.slot, row.length - 1)
             row.stats.levels[level].calls += 1
             row.stats.levels[level].seconds += share
+
+    def _review_item(self, row: Row, level: int) -> ReviewItem:
+        try:
+            return row.review_item(level, self._tokens)
+        except Exception as error:
+            raise self._failed([row], f"allowed_tokens of {row.request_id}: {error}") from error
+
+    def _failed(self, rows: Sequence[Row], message: str) -> DecodingError:
+        """Drops the requests that cannot go on."""
+        request_ids = list(dict.fromkeys(row.request_id for row in rows))
+        for request_id in request_ids:
+            self.abort(request_id)
+        return DecodingError(message, request_ids)
 
     def _emit(self, row: Row, begin: int) -> StepOutput:
         """Delivers tokens begin..length-1 of a row, and frees it if they end it."""

@@ -17,7 +17,6 @@ from cascade_engine.models import llama
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
 from cascade_engine.ops import CpuBackend
-
 from cascade_engine.tables import load_table
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 

@@ -30,8 +30,8 @@ class RequestBuilder:
     level_names: tuple[str, ...]
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; raises RequestError for one that is empty or not in the vocabulary,
-        CapacityError for one that leaves no room for an answer."""
+        """Token ids of a prompt; raises RequestError for one that is empty or not in the
+        vocabulary, CapacityError for one that leaves no room for an answer."""
         token_ids = self._token_ids("prompt", prompt)
         if not token_ids:
             raise RequestError("the prompt is empty: give at least one token")

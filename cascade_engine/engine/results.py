@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 from cascade_engine.levels import TokenLogprobs
@@ -70,7 +70,8 @@ class Piece(NamedTuple):
     logprobs: TokenLogprobs | None = None
 
 
-class StepOutput(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StepOutput:
     """What an engine step made final of one sample of a request."""
 
     request_id: str
@@ -92,7 +93,7 @@ class StepOutput(NamedTuple):
 
     def followed_by(self, later: StepOutput) -> StepOutput:
         """This output and a later one of the same sample as one."""
-        return later._replace(pieces=self.pieces + later.pieces)
+        return replace(later, pieces=self.pieces + later.pieces)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cascade_engine.engine.results import Piece, RunStats, StepOutput
-from cascade_engine.levels import LogprobRequest, ReviewItem, TokenLogprobs
+from cascade_engine.levels import LogprobRequest, ReviewItem, TokenLogprobs, TokenRows
 from cascade_engine.ops import Sampler
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import RowState
@@ -57,12 +57,16 @@ class Row:
             dormant=tuple(self.length > context for context in contexts),
         )
 
-    def review_item(self, level: int) -> ReviewItem:
-        logprobs = None
+    def review_item(self, level: int, tokens: TokenRows) -> ReviewItem:
+        """This row's part in a review; asks the request's allowed_tokens, which may raise."""
+        allowed = logprobs = None
+        if self.allowed is not None:
+            row = tokens.read(self.slot, 0, self.length)
+            allowed = self.allowed.along(row, self.frontier[level])
         if level == 0 and self.params.logprobs is not None:
             logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
         return ReviewItem(
-            self.slot, self.frontier[level], self.length, self.sampler, self.allowed, logprobs
+            self.slot, self.frontier[level], self.length, self.sampler, allowed, logprobs
         )
 
     def append_draft(self, level: int, count: int) -> None:
@@ -71,6 +75,11 @@ class Row:
         self.sources.extend([level] * count)
         self.exhausted = count == 0
         self.stats.levels[level].drafted += count
+
+    @property
+    def final(self) -> int:
+        """Leading tokens that are the prompt or were emitted."""
+        return len(self.prompt) + self.stats.new_tokens
 
     def settle(self, level: int, num_accepted: int) -> None:
         """Level `level` kept `num_accepted` tokens behind its frontier and wrote its own."""

@@ -58,8 +58,8 @@ class Slots:
     def release(self, row: Row) -> None:
         """The row is done: its slot is free, or idle with what it holds."""
         if self._reuse:
-            self._truncate(row.slot, row.frontier[0] - 1)
-            self._idle[row.slot] = row.frontier[0] - 1
+            self._truncate(row.slot, row.final)
+            self._idle[row.slot] = row.final
         else:
             self._truncate(row.slot, 0)
             self._free.append(row.slot)
@@ -88,7 +88,7 @@ class Slots:
             return best
         prompt = torch.tensor(row.prompt[:-1], dtype=torch.int32)
         candidates = [(slot, tokens, True) for slot, tokens in self._idle.items()]
-        candidates += [(other.slot, other.frontier[0] - 1, False) for other in running]
+        candidates += [(other.slot, other.final, False) for other in running]
         for slot, tokens, is_idle in candidates:
             length = min(len(prompt), tokens, self._levels[0].pages.length[slot])
             if length >= PAGE_TOKENS and length > best[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from cascade_engine.engine.results import Generation, Piece, StepOutput
 
@@ -42,7 +43,7 @@ class Stream(Iterator[Piece]):
         """Ends the request where it is; its finish reason becomes "abort"."""
         if self._out.finish_reason is None:
             self._abort()
-            self._out = self._out._replace(finish_reason="abort")
+            self._out = replace(self._out, finish_reason="abort")
         self._pieces.clear()
 
     def result(self) -> Generation:

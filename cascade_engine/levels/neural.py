@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 
 from cascade_engine.cache import KVStorage, PageTable, pages_for
@@ -71,8 +72,7 @@ class NeuralLevel:
         slots = [item.slot for item in items]
         lengths = [item.length for item in items]
         self._feed(slots, lengths, [item.length - item.frontier + 1 for item in items])
-        masks = [self._masks(item) for item in items]
-        allowed = [0 if mask is None else mask.data_ptr() for mask in masks]
+        allowed = [0 if item.allowed is None else item.allowed.data_ptr() for item in items]
         verdicts = self._backend.accept(
             **self._logits_and_tokens(),
             logit_rows=self._program.rows(self._logits),
@@ -115,11 +115,6 @@ class NeuralLevel:
             "token_stride": tokens.shape[1],
         }
 
-    def _masks(self, item: ReviewItem) -> torch.Tensor | None:
-        if item.allowed is None:
-            return None
-        return item.allowed.along(self._rows.read(item.slot, 0, item.length), item.frontier)
-
     def _logprobs(
         self,
         items: Sequence[ReviewItem],
@@ -138,8 +133,8 @@ class NeuralLevel:
                     starts=[item.frontier],
                     counts=[num_accepted + 1],
                     samplers=[item.sampler],
-                    top=item.logprobs.top,
-                    processed=item.logprobs.processed,
+                    top=[item.logprobs.top],
+                    processed=[item.logprobs.processed],
                     allowed=[allowed[i]] if allowed[i] else [],
                 )
                 found[i] = tuple(TokenLogprobs(*entry) for entry in row)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine.ops import Sampler
-from cascade_engine.sampling import AllowedMasks
 
 
 class TokenRows:
@@ -59,7 +58,9 @@ class ReviewItem:
     """Leading tokens that the reviewing level need not judge."""
     length: int
     sampler: Sampler
-    allowed: AllowedMasks | None = None
+    allowed: torch.Tensor | None = None
+    """int32 `[length - frontier + 1, ceil(vocab / 32)]`: bits of the tokens allowed at each
+    position from the frontier on."""
     logprobs: LogprobRequest | None = None
 
 

@@ -49,7 +49,7 @@ def test_stream_is_fixed_across_machines() -> None:
 
 def test_splits_share_no_problem() -> None:
     seen = {
-        s: {d.identity for d in islice(documents(s, 0), SAMPLE)}
+        s: {d.identity for d in islice(documents(s, 0), 600)}
         for s in ("train", "validation", "test")
     }
     assert not seen["train"] & seen["validation"]
@@ -161,7 +161,16 @@ def test_expansion_prompt_rejects_a_missing_point() -> None:
         formats.expansion_prompt("How?", ["Do this first", "Then do that"], 3)
 
 
-@pytest.mark.parametrize("text", ["no list", " One\n3. Three", " One\nTwo", ""])
+def test_parse_skeleton_takes_text_with_and_without_the_first_blank() -> None:
+    for text in (" One\n2. Two", "One\n2. Two"):
+        assert formats.parse_skeleton(text) == ["One", "Two"]
+    assert formats.parse_skeleton(" 1. One\n2. Two", prompt_has_first_number=False) == [
+        "One",
+        "Two",
+    ]
+
+
+@pytest.mark.parametrize("text", [" One\n3. Three", " One\nTwo", "", "\nOne", " One\n\n2. Two"])
 def test_parse_skeleton_rejects(text: str) -> None:
     assert formats.parse_skeleton(text) == []
 

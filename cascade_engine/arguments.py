@@ -1,0 +1,136 @@
+"""The command line of `python -m cascade_engine.generate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cascade_engine.errors import RequestError
+from cascade_engine.params import SamplingParams
+from cascade_engine.policy import FixedCascade, PlainDecoding, Policy
+
+EXAMPLES = """\
+examples:
+  python -m cascade_engine.generate --target DIR "Once upon a time"
+  python -m cascade_engine.generate --target DIR --draft SMALLER --k-matrix "13,10;0,10" --compare
+  python -m cascade_engine.generate --target DIR --temperature 0.8 --top-p 0.95 --n 3 --seed 7 "Hi"
+  echo "Once upon a time" | python -m cascade_engine.generate --target DIR --quiet
+
+exit codes: 0 done; 2 an error, explained in one line; 3 --compare found a difference;
+130 interrupted (what was produced is printed).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m cascade_engine.generate",
+        description="Decode a prompt with a cascade of drafts; the text is that of plain decoding.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("prompt", nargs="?", help="default: --prompt-file, else standard input")
+    p.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file")
+    _add_models(p.add_argument_group("models"))
+    _add_sampling(p.add_argument_group("sampling"))
+    _add_stops(p.add_argument_group("stopping"))
+    _add_cascade(p.add_argument_group("cascade"))
+    output = p.add_argument_group("output")
+    output.add_argument(
+        "--logprobs", type=int, metavar="N", help="print each token's, and the top N"
+    )
+    output.add_argument("--stats-json", metavar="FILE", help="write counts and times")
+    output.add_argument("--quiet", action="store_true", help="the text alone")
+    return p
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--target", metavar="DIR", required=True, help="Hugging Face directory")
+    group.add_argument(
+        "--draft", metavar="DIR", action="append", default=[], help="repeatable, large to small"
+    )
+    group.add_argument("--table", metavar="FILE", help="n-gram table that fills up drafts")
+    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    group.add_argument("--threads", type=int, help="default: CASCADE_THREADS or all cores")
+    group.add_argument("--max-context", type=int, metavar="N", help="default: the target's own")
+    group.add_argument("--kv-cache-gb", type=float, metavar="GB", help="for all levels together")
+
+
+def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    group.add_argument("--top-k", type=int, default=0, metavar="K")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    group.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
+    group.add_argument("--presence-penalty", type=float, default=0.0, metavar="R")
+    group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="R")
+    group.add_argument("--seed", type=int, help="default: drawn anew, and reported")
+    group.add_argument("--n", type=int, default=1, help="samples of the prompt")
+    group.add_argument("--prediction", metavar="FILE", help="an expected answer to draft from")
+
+
+def _add_stops(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--stop", metavar="TEXT", action="append", default=[], help="repeatable")
+    group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="no stop before")
+    group.add_argument("--ignore-eos", action="store_true")
+
+
+def _add_cascade(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--k-matrix",
+        metavar="K",
+        help='draft lengths, a row per reviewing level, such as "13,10;0,10" (increments)',
+    )
+    group.add_argument(
+        "--lenience", type=float, metavar="L", help="between drafting levels, >= 1 (default 1)"
+    )
+    group.add_argument("--plain", action="store_true", help="no speculation")
+    group.add_argument(
+        "--compare", action="store_true", help="also decode plainly; report identity and speed"
+    )
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The request's parameters; raises RequestError."""
+    prediction = None if args.prediction is None else Path(args.prediction).read_text("utf-8")
+    return SamplingParams(
+        max_tokens=args.max_new_tokens,
+        n=args.n,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        min_tokens=args.min_tokens,
+        ignore_eos=args.ignore_eos,
+        stop=args.stop,
+        logprobs=args.logprobs,
+        prediction=prediction,
+    )
+
+
+def policy(args: argparse.Namespace, drafting_levels: int) -> Policy:
+    """The policy asked for; raises RequestError for options that exclude each other."""
+    if args.plain:
+        for name, given in (("--k-matrix", args.k_matrix), ("--lenience", args.lenience)):
+            if given is not None:
+                raise RequestError(f"--plain does not speculate: leave {name} out")
+        if args.compare:
+            raise RequestError("--compare compares with plain decoding: leave --plain out")
+        return PlainDecoding()
+    lenience = 1.0 if args.lenience is None else args.lenience
+    if args.k_matrix is not None:
+        return FixedCascade.parse(args.k_matrix, lenience)
+    return FixedCascade(FixedCascade.default(drafting_levels).k_matrix, lenience)
+
+
+def kv_cache_bytes(args: argparse.Namespace) -> int | None:
+    if args.kv_cache_gb is None:
+        return None
+    if not args.kv_cache_gb > 0:
+        raise RequestError(f"--kv-cache-gb must be > 0, got {args.kv_cache_gb}")
+    return int(args.kv_cache_gb * 1e9)
