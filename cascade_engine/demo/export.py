@@ -33,6 +33,8 @@ def export_model(name: str, trained: Path, tokenizer: Path, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    for file in folder.iterdir():
+        file.chmod(0o644)
     if PRESETS[name].family == "llama":
         _add_rope_theta(folder / "config.json")
 

@@ -53,28 +53,36 @@ def greedy_answers(
     return answers
 
 
+def parsed_points(document: Document, text: str) -> list[str]:
+    """The points of an answer to an advice or skeleton request; empty when it is no list."""
+    return parse_skeleton(text, prompt_has_first_number=document.task == "skeleton")
+
+
 def is_correct(document: Document, text: str) -> bool:
     """Arithmetic: the final number; advice and skeletons: a list of the right length; else the text."""
     if document.answer_number is not None:
         return parse_final_number(text) == document.answer_number
     if document.points is not None:
-        points = parse_skeleton(text, prompt_has_first_number=document.task == "skeleton")
-        return len(points) == document.points
+        return len(parsed_points(document, text)) == document.points
     return text.strip() == document.answer.strip()
 
 
 def score(
     documents: Sequence[Document], tokenizer: SentencePieceProcessor, answers: list[list[int]]
-) -> dict:
-    """Shares in 0..1: `correct` (see `is_correct`), `stopped` (EOS reached), `same_text` as the corpus answer."""
+) -> dict[str, float]:
+    """Shares in 0..1: `correct` (see `is_correct`), `stopped` (EOS reached), `same_text` as the corpus.
+
+    For lists also `parsed`: a numbered list of 3 to 8 points, whatever number was asked for.
+    """
     texts = [tokenizer.decode([t for t in ids if t != EOS_ID]) for ids in answers]
     count = len(documents)
-    return {
+    lists = [(d, t) for d, t in zip(documents, texts, strict=True) if d.points is not None]
+    parsed = [3 <= len(parsed_points(d, t)) <= 8 for d, t in lists]
+    same = sum(t.strip() == d.answer.strip() for t, d in zip(texts, documents, strict=True))
+    result = {
         "count": count,
         "correct": sum(map(is_correct, documents, texts)) / count,
         "stopped": sum(bool(ids) and ids[-1] == EOS_ID for ids in answers) / count,
-        "same_text": sum(
-            t.strip() == d.answer.strip() for t, d in zip(texts, documents, strict=True)
-        )
-        / count,
+        "same_text": same / count,
     }
+    return result | ({"parsed": sum(parsed) / count} if lists else {})

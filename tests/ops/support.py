@@ -49,9 +49,12 @@ class NativePass:
     def read(self, buffer: int, dtype: torch.dtype = F32) -> torch.Tensor:
         """A copy of a buffer of either dtype, `[rows, cols]`."""
         rows, cols = self.program.rows(buffer), self.program.cols(buffer)
-        size = rows * cols * dtype.itemsize
-        memory = (ctypes.c_char * size).from_address(self.program.data(buffer))
-        return torch.frombuffer(bytearray(memory), dtype=dtype).view(rows, cols)
+        if rows == 0:
+            return torch.empty(0, cols, dtype=dtype)
+        memory = (ctypes.c_char * (rows * cols * dtype.itemsize)).from_address(
+            self.program.data(buffer)
+        )
+        return torch.frombuffer(memory, dtype=dtype).view(rows, cols).clone()
 
 
 def cast(ops: Any, x: torch.Tensor, dtype: torch.dtype) -> Any:

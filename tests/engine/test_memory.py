@@ -1,0 +1,65 @@
+"""Loading keeps one copy of the weights: peak memory grows by at most 1.15 times what is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cascade_engine.models.config import load_config
+
+SCRIPT = """
+import sys
+from cascade_engine import Engine
+import torch
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+
+before = status("VmRSS")
+engine = Engine.load(sys.argv[1], dtype=sys.argv[2], max_rows=1, threads=1)
+print(status("VmHWM") - before, engine.report.weight_bytes)
+"""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_peak_memory_while_loading(tmp_path: Path, tied: bool) -> None:
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "dtype": "bfloat16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = load_config(tmp_path).tensor_shapes()
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {
+            name: (torch.rand(shape, generator=generator) - 0.5).bfloat16()
+            for name, shape in shapes.items()
+        },
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    for dtype, factor in (("bfloat16", 1), ("float32", 2)):
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT, tmp_path, dtype], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        growth, weights = map(int, run.stdout.split())
+        assert weights >= 200e6 * factor
+        assert growth <= 1.15 * weights, f"{dtype}: peak {growth / weights:.3f} x the weights"
+        print(f"tied={tied} {dtype}: peak growth {growth / weights:.3f} x {weights / 1e6:.0f} MB")
