@@ -27,6 +27,7 @@ LAYERS = {
     "tokenizer_json": 5,
     "tokenizer_sentencepiece": 5,
     "tokenizer": 6,
+    "chat": 7,
     "tables": 7,
     "levels": 7,
     "policy": 7,
@@ -35,6 +36,7 @@ LAYERS = {
     "console": 9,
     "demo": 9,
     "generate": 10,
+    "info": 10,
 }
 # Imported by everything, importing nothing of ours.
 WITHOUT_TORCH = ("policy", "errors", "params")

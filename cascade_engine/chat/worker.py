@@ -23,6 +23,7 @@ MESSAGE_CHARS = 500
 def main() -> None:
     first = json.loads(sys.stdin.buffer.readline())
     sys.path.extend(first["path"])
+    limit_process(first["memory"])
     alarm(first["seconds"])
     render = reported(lambda _: compiled(first["template"], first["chars"]))(None)
     answer = {"text": ""} if callable(render) else render
@@ -40,6 +41,8 @@ def main() -> None:
 def alarm(seconds: float) -> None:
     """The process ends, wherever it is, unless it is set again in time. 0: not."""
     if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

@@ -2,10 +2,10 @@
 
 Equations are chained so that each link is a step one could do in the head:
 
-    347 + 285 = 500 + 132 = 632        hundreds first, then the rest
-    432 - 285 = 232 - 85 = 147         take the hundreds away, then the rest
-    24 * 6 = 120 + 24 = 144            tens first, then ones
-    56 / 7 = 8                         from the tables (divisor 2-9, quotient 2-12)
+    347 + 285 = 547 + 85 = 627 + 5 = 632     hundreds, then tens, then ones
+    432 - 285 = 232 - 85 = 152 - 5 = 147     the same when taking away
+    24 * 6 = 120 + 24 = 140 + 4 = 144        tens times six plus ones times six, then added
+    56 / 7 = 8                               from the tables (divisor 2-9, quotient 2-12)
 """
 
 from __future__ import annotations
@@ -99,28 +99,29 @@ def count_of(number: int, noun: str) -> str:
 
 
 def solve(a: int, op: str, b: int) -> tuple[str, int]:
-    """The chained equation for `a op b` and its value; results lie in 0..999.
+    """The chained equation for `a op b` and its value.
 
     Raises ValueError for an operator other than + - * / or a division with a remainder.
     """
-    if op == "+":
-        value, middle = a + b, ""
-        if a >= 100 or b >= 100:
-            hundreds, rest = a // 100 * 100 + b // 100 * 100, a % 100 + b % 100
-            middle = f"{hundreds} + {rest} = " if rest else ""
-    elif op == "-":
-        value, middle = a - b, ""
-        if b >= 100 and b % 100:
-            middle = f"{a - b // 100 * 100} - {b % 100} = "
+    links = [f"{a} {op} {b}"]
+    if op == "*" and a > 12 and a % 10:
+        a, op, b = a // 10 * 10 * b, "+", a % 10 * b
+        links.append(f"{a} + {b}")
+    if op in ("+", "-"):
+        sign = 1 if op == "+" else -1
+        for unit in (100, 10):
+            head, rest = b // unit * unit, b % unit
+            if head and rest:
+                a, b = a + sign * head, rest
+                links.append(f"{a} {op} {b}")
+        value = a + sign * b
     elif op == "*":
-        value, middle = a * b, ""
-        if a > 12 and a % 10:
-            middle = f"{a // 10 * 10 * b} + {a % 10 * b} = "
+        value = a * b
     elif op == "/" and a % b == 0:
-        value, middle = a // b, ""
+        value = a // b
     else:
         raise ValueError(f"op must be one of + - * / with an exact result, got {a} {op} {b}")
-    return f"{a} {op} {b} = {middle}{value}.", value
+    return f"{' = '.join(links)} = {value}.", value
 
 
 def draw(rng: random.Random, low: int = 2, high: int = 999) -> int:

@@ -187,7 +187,7 @@ class Trainer:
             losses = [loss_of(self.model, next(stream)).item() for _ in range(VALIDATION_BATCHES)]
         items = distinct_documents("validation", "arithmetic", self.args.report_count)
         answers = greedy_answers(
-            self.model, self.tokenizer, [d.prompt for d in items], max_new_tokens=160
+            self.model, self.tokenizer, [d.prompt for d in items], max_new_tokens=200
         )
         self.model.train()
         record = {

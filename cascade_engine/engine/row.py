@@ -49,13 +49,12 @@ class Row:
 
     def state(self, contexts: list[int]) -> RowState:
         """What the policy sees; `contexts` are the neural levels' context lengths."""
-        return RowState(
-            frontier=tuple(self.frontier),
-            length=self.length,
-            room=self.limit - 1 - self.length,
-            exhausted=self.exhausted,
-            dormant=tuple(self.length > context for context in contexts),
-        )
+        length = self.length
+        dormant: tuple[bool, ...] = ()
+        if length > min(contexts):
+            dormant = tuple([length > context for context in contexts])
+        room = self.limit - 1 - length
+        return RowState(tuple(self.frontier), length, room, self.exhausted, dormant)
 
     def review_item(self, level: int, tokens: TokenRows) -> ReviewItem:
         """This row's part in a review; asks the request's allowed_tokens, which may raise."""

@@ -84,7 +84,9 @@ class NeuralLevel:
             lenience=lenience,
             allowed=allowed if any(allowed) else [],
         )
-        logprobs = self._logprobs(items, verdicts, allowed)
+        logprobs = {}
+        if any(item.logprobs is not None for item in items):
+            logprobs = self._logprobs(items, verdicts, allowed)
         return [
             Verdict(num_accepted, token, logprobs.get(i, ()))
             for i, (num_accepted, token) in enumerate(verdicts)

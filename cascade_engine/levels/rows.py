@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,12 +19,12 @@ class TokenRows:
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
+        self.capacity = capacity
         self.tokens = torch.zeros((rows, capacity), dtype=torch.int32)
         self.draft_probs = torch.ones((rows, capacity), dtype=torch.float32)
-
-    @property
-    def capacity(self) -> int:
-        return self.tokens.shape[1]
+        # Reading a few tokens through the tensor costs microseconds, through its memory a tenth.
+        memory = (ctypes.c_int32 * self.tokens.numel()).from_address(self.tokens.data_ptr())
+        self._memory = memoryview(memory).cast("B").cast("i")
 
     def write(self, slot: int, token_ids: list[int]) -> None:
         """Starts a row over with `token_ids`."""
@@ -31,7 +32,8 @@ class TokenRows:
 
     def read(self, slot: int, begin: int, end: int) -> list[int]:
         """Tokens begin..end-1 of a row."""
-        return self.tokens[slot, begin:end].tolist()
+        first = slot * self.capacity
+        return self._memory[first + begin : first + end].tolist()
 
 
 @dataclass(frozen=True, slots=True)

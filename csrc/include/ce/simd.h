@@ -288,18 +288,30 @@ static inline f32x16 load_bf16_part(const bf16* p, int count) {
   return load_bf16(lanes);
 }
 
-// Stores the first `count` lanes as bfloat16, round to nearest even (inputs are not NaN payload
-// sensitive: a NaN stays a NaN).
+// Stores the first `count` lanes as bfloat16, round to nearest even; a NaN stays a NaN.
 static inline void store_bf16_part(bf16* p, f32x16 a, int count) {
+#if defined(__AVX512F__)
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i rounded = _mm512_mask_blend_epi32(nan, _mm512_add_epi32(bits, bias), quiet);
+  const __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u), half);
+#else
   float lanes[16];
   store_lanes(lanes, a);
-  for (int i = 0; i < count; ++i) {
+  bf16 out[16];
+  for (int i = 0; i < 16; ++i) {
     uint32_t bits;
     std::memcpy(&bits, &lanes[i], 4);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    p[i].bits = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
+    out[i].bits = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : rounded);
   }
+  std::memcpy(p, out, sizeof(bf16) * static_cast<size_t>(count));
+#endif
 }
 
 // Sum of the lanes in one fixed tree: lanes i and i+8, then i+4, i+2, i+1.
