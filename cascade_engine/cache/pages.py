@@ -47,9 +47,12 @@ class PageTable:
         """Pages that a row holds, shared ones included."""
         return len(self._held[row])
 
-    def fits(self, *row_lengths: int) -> bool:
-        """Whether an empty cache could hold rows of these lengths together."""
-        return sum(pages_for(length) for length in row_lengths) <= self.pages
+    def missing(self, row: int, tokens: int) -> int:
+        """Free pages that `reserve(row, tokens)` would take."""
+        held = self._held[row]
+        first = self.length[row] // PAGE_TOKENS
+        shared = sum(self._references[page] > 1 for page in held[first:])
+        return shared + max(0, pages_for(tokens) - len(held))
 
     def reserve(self, row: int, tokens: int, copy_page: Callable[[int, int], None]) -> None:
         """Makes positions length[row]..tokens-1 of the row writable.
@@ -60,14 +63,14 @@ class PageTable:
         held = self._held[row]
         first = self.length[row] // PAGE_TOKENS
         shared = [i for i in range(first, len(held)) if self._references[held[i]] > 1]
-        missing = max(0, pages_for(tokens) - len(held))
-        if not shared and not missing:
+        fresh = max(0, pages_for(tokens) - len(held))
+        if not shared and not fresh:
             return
         if tokens > self._tokens_per_row:
             raise CapacityError(f"{tokens} tokens do not fit a row of {self._tokens_per_row}")
-        if missing + len(shared) > len(self._free):
+        if fresh + len(shared) > len(self._free):
             raise CapacityError(
-                f"the key/value cache is full: {missing + len(shared)} pages of {PAGE_TOKENS} "
+                f"the key/value cache is full: {fresh + len(shared)} pages of {PAGE_TOKENS} "
                 f"tokens needed, {len(self._free)} of {self.pages} free"
             )
         for i in shared:
@@ -76,7 +79,7 @@ class PageTable:
             self._drop(source)
             held[i] = target
             self.block_table[row, i] = target
-        for _ in range(missing):
+        for _ in range(fresh):
             page = self._take()
             self.block_table[row, len(held)] = page
             held.append(page)

@@ -12,7 +12,7 @@ from .corpus import Document
 from .presets import PAD_ID
 from .tokenizer import EOS_ID, encode_answer, encode_document
 
-PROMPT_WEIGHT = 0.2
+PROMPT_WEIGHT = 0.02
 _BUFFER_ROWS = 16
 
 

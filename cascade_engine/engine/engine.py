@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import Any
 
+from cascade_engine.engine.cycle import Cycle
 from cascade_engine.engine.loading import Loaded, LoadOptions, load_levels
 from cascade_engine.engine.requests import Prompt, RequestBuilder
 from cascade_engine.engine.results import Generation, StepOutput
-from cascade_engine.engine.row import NO_SLOT, Row
-from cascade_engine.engine.slots import Slots
+from cascade_engine.engine.row import Row
 from cascade_engine.engine.stream import Stream
-from cascade_engine.errors import CapacityError, DecodingError, RequestError
-from cascade_engine.levels import Proposal, ReviewItem
+from cascade_engine.errors import CapacityError, RequestError
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import Draft, FixedCascade, PlainDecoding, Policy
+from cascade_engine.policy import FixedCascade, PlainDecoding, Policy
 
 
 class Engine:
@@ -26,15 +24,17 @@ class Engine:
     Use `Engine.load`. Not thread-safe: one thread calls it.
     """
 
-    def __init__(self, loaded: Loaded, policy: Policy | None, reuse_cache: bool) -> None:
+    def __init__(
+        self, loaded: Loaded, policy: Policy | None, reuse_cache: bool, prefill_tokens: int
+    ) -> None:
+        if prefill_tokens < 1:
+            raise RequestError(f"prefill_tokens must be >= 1, got {prefill_tokens}")
         self.neural = loaded.neural
         self.statistical = loaded.statistical
         self.tokenizer = loaded.tokenizer
         self.report = loaded.report
         """How each model was loaded, for people to read."""
-        self._tokens = loaded.rows
-        self._contexts = [level.context for level in self.neural]
-        self._slots = Slots(self.neural, loaded.rows, reuse_cache)
+        self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse_cache, prefill_tokens)
         self._requests = RequestBuilder(
             loaded.tokenizer,
             loaded.eos_ids,
@@ -42,8 +42,6 @@ class Engine:
             loaded.rows.capacity,
             tuple(self.level_names),
         )
-        self._waiting: deque[Row] = deque()
-        self._running: list[Row] = []
         self._undelivered: list[StepOutput] = []
         self._request_numbers = itertools.count()
         self._policy: Policy = PlainDecoding()
@@ -64,6 +62,7 @@ class Engine:
         max_context: int | None = None,
         kv_cache_bytes: int | None = None,
         reuse_cache: bool = True,
+        prefill_tokens: int = 512,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
         """Loads a target, its drafts (large to small) and an n-gram table.
@@ -72,13 +71,15 @@ class Engine:
         "bfloat16". `policy` None: `FixedCascade.default`. `threads` None: CASCADE_THREADS, else all
         physical cores. `max_context` bounds every row (default: the target's own context);
         `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a prompt that
-        begins like an earlier one starts from what is cached. `progress(model, done, total)` is
+        begins like an earlier one starts from what is cached. A step feeds at most
+        `prefill_tokens` prompt tokens beside the running rows. `progress(model, done, total)` is
         called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """
         options = LoadOptions(device, dtype, threads, max_rows, max_context, kv_cache_bytes)
-        return cls(load_levels(target, drafts, tables, options, progress), policy, reuse_cache)
+        loaded = load_levels(target, drafts, tables, options, progress)
+        return cls(loaded, policy, reuse_cache, prefill_tokens)
 
     @property
     def policy(self) -> Policy:
@@ -109,25 +110,52 @@ class Engine:
         """
         if request_id is None:
             request_id = self._fresh_id()
-        elif any(row.request_id == request_id for row in self._rows()):
+        elif any(row.request_id == request_id for row in self._cycle.rows()):
             raise RequestError(f"request id {request_id!r} is in use")
-        self._waiting.extend(self._new_rows(prompt, params, request_id))
+        self._cycle.enqueue(self._new_rows(prompt, params, request_id))
         return request_id
 
     def has_work(self) -> bool:
         """Whether a request is waiting or running, or an output is waiting to be delivered."""
-        return bool(self._waiting or self._running or self._undelivered)
+        return bool(self._cycle.has_work() or self._undelivered)
 
     def abort(self, request_id: str) -> bool:
         """Drops a request and frees what it holds; False if there is no such request."""
-        dropped = [row for row in self._rows() if row.request_id == request_id]
-        for row in dropped:
-            if row.slot == NO_SLOT:
-                self._waiting.remove(row)
-            else:
-                self._running.remove(row)
-                self._slots.release(row)
-        return bool(dropped)
+        return self._cycle.drop(request_id)
+
+    def fork(self, request_id: str, n: int) -> list[int]:
+        """Lets a request go on `n` more times from where it is, each with noise of its own.
+
+        The new samples share what is cached (copied when written) and are delivered under the same
+        request id with the indices returned; they deliver only what comes after the fork. Raises
+        RequestError if there is no such request.
+        """
+        rows = [row for row in self._cycle.rows() if row.request_id == request_id]
+        if not rows or n < 1:
+            raise RequestError(f"cannot fork {request_id!r} {n} times: no such request, or n < 1")
+        parent = rows[0]
+        first = 1 + max(row.index for row in rows)
+        token_ids = self._cycle.token_ids(parent)
+        forks = [self._requests.fork(parent, first + i, token_ids) for i in range(n)]
+        self._cycle.enqueue(forks)
+        return [row.index for row in forks]
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since loading or `reset_stats`, and what is held at this moment."""
+        pages = [level.pages for level in self.neural]
+        return {
+            **self._cycle.stats.snapshot(),
+            "waiting": len(self._cycle.waiting),
+            "running": len(self._cycle.slots.running),
+            "pages": {
+                level.name: {"used": table.pages - table.free_pages, "total": table.pages}
+                for level, table in zip(self.neural, pages, strict=True)
+            },
+        }
+
+    def reset_stats(self) -> None:
+        """Starts the counters over."""
+        self._cycle.stats.reset()
 
     def step(self) -> list[StepOutput]:
         """One engine step: every running row drafts as its policy says and is reviewed once by the
@@ -135,7 +163,7 @@ class Engine:
 
         Raises DecodingError, once, when requests had to be dropped; nothing of the others is lost.
         """
-        outputs = self._step()
+        outputs = self._cycle.step(self._policy)
         delivered, self._undelivered = self._undelivered, []
         return delivered + outputs
 
@@ -158,7 +186,7 @@ class Engine:
         rows: list[Row] = []
         for prompt, each in zip(batch, params, strict=True):
             rows += self._new_rows(prompt, each, self._fresh_id())
-        self._waiting.extend(rows)
+        self._cycle.enqueue(rows)
         outputs = {(row.request_id, row.index): _nothing_yet(row) for row in rows}
         unfinished = set(outputs)
         try:
@@ -179,7 +207,7 @@ class Engine:
         rows = self._new_rows(prompt, params, request_id)
         if len(rows) != 1:
             raise RequestError(f"a stream has one sample, got n={len(rows)}: use generate or step")
-        self._waiting.extend(rows)
+        self._cycle.enqueue(rows)
         return Stream(
             request_id,
             step=lambda: self._step_for({request_id}),
@@ -189,25 +217,16 @@ class Engine:
 
     def clear_cache(self) -> None:
         """Forgets the caches that finished requests left for later ones."""
-        self._slots.clear()
+        self._cycle.slots.clear()
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless rows, frontiers and every level's pages agree. For tests."""
-        for row in self._running:
-            chain = [len(row.prompt), *row.frontier, row.length, row.limit]
-            assert chain == sorted(chain), f"frontiers of {row.request_id}: {chain}"
-            assert len(row.sources) == row.length - len(row.prompt), "sources and length differ"
-            for level in self.neural:
-                assert level.pages.length[row.slot] <= row.length - 1, f"{level.name} is ahead"
-        self._slots.check_integrity(self._running)
+        self._cycle.check_integrity()
 
     # Inside
 
-    def _rows(self) -> list[Row]:
-        return [*self._waiting, *self._running]
-
     def _fresh_id(self) -> str:
-        taken = {row.request_id for row in self._rows()}
+        taken = {row.request_id for row in self._cycle.rows()}
         while True:
             request_id = f"request-{next(self._request_numbers)}"
             if request_id not in taken:
@@ -218,92 +237,18 @@ class Engine:
     ) -> list[Row]:
         token_ids = self._requests.encode(prompt)
         rows = self._requests.rows(request_id, token_ids, params or SamplingParams())
-        if not self._slots.fits(rows[:1]):
+        if not self._cycle.slots.could_hold(rows[0]):
             raise CapacityError(
                 f"a row of {rows[0].limit} tokens (prompt and max_tokens) does not fit the "
                 "key/value cache: lower max_tokens or raise kv_cache_bytes"
             )
         return rows
 
-    def _step(self) -> list[StepOutput]:
-        self._admit()
-        before = {row: row.frontier[0] for row in self._running}
-        while before:
-            actions = [(row, self._policy.next_action(row.state(self._contexts))) for row in before]
-            drafts = [(row, a) for row, a in actions if isinstance(a, Draft)]
-            if drafts:
-                self._draft(drafts)
-                continue
-            level = max(action.level for _, action in actions)
-            self._review(level, [row for row, action in actions if action.level == level])
-            if level == 0:
-                break
-        return [self._emit(row, begin) for row, begin in before.items()]
-
     def _step_for(self, request_ids: set[str]) -> list[StepOutput]:
         """A step that keeps the outputs of other requests for the next call of `step`."""
-        outputs = self._step()
+        outputs = self._cycle.step(self._policy)
         self._undelivered += [out for out in outputs if out.request_id not in request_ids]
         return [out for out in outputs if out.request_id in request_ids]
-
-    def _admit(self) -> None:
-        """Moves waiting rows to slots, in order, while they fit, and caches their prompts."""
-        while self._waiting and self._slots.acquire(self._waiting[0], self._running):
-            row = self._waiting.popleft()
-            row.started = time.perf_counter()
-            self._running.append(row)
-            self.neural[0].prefill(row.slot, len(row.prompt) - 1)
-            row.stats.levels[0].seconds += time.perf_counter() - row.started
-
-    def _draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
-        begin = time.perf_counter()
-        counts = self.statistical.propose(
-            [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in drafts]
-        )
-        share = (time.perf_counter() - begin) / len(drafts)
-        for (row, action), count in zip(drafts, counts, strict=True):
-            row.append_draft(action.level, count)
-            row.stats.levels[action.level].calls += 1
-            row.stats.levels[action.level].seconds += share
-
-    def _review(self, level: int, rows: Sequence[Row]) -> None:
-        begin = time.perf_counter()
-        lenience = 1.0 if level == 0 else self._policy.lenience
-        items = [self._review_item(row, level) for row in rows]
-        try:
-            verdicts = self.neural[level].review(items, lenience)
-        except ValueError as error:
-            raise self._failed(rows, f"{self.neural[level].name}: {error}") from error
-        share = (time.perf_counter() - begin) / len(rows)
-        for row, verdict in zip(rows, verdicts, strict=True):
-            row.settle(level, verdict.num_accepted)
-            row.logprobs = verdict.logprobs
-            for each in self.neural:
-                each.truncate(row.slot, row.length - 1)
-            row.stats.levels[level].calls += 1
-            row.stats.levels[level].seconds += share
-
-    def _review_item(self, row: Row, level: int) -> ReviewItem:
-        try:
-            return row.review_item(level, self._tokens)
-        except Exception as error:
-            raise self._failed([row], f"allowed_tokens of {row.request_id}: {error}") from error
-
-    def _failed(self, rows: Sequence[Row], message: str) -> DecodingError:
-        """Drops the requests that cannot go on."""
-        request_ids = list(dict.fromkeys(row.request_id for row in rows))
-        for request_id in request_ids:
-            self.abort(request_id)
-        return DecodingError(message, request_ids)
-
-    def _emit(self, row: Row, begin: int) -> StepOutput:
-        """Delivers tokens begin..length-1 of a row, and frees it if they end it."""
-        out = row.emit(self._tokens.read(row.slot, begin, row.length))
-        row.stats.seconds = time.perf_counter() - row.started
-        if out.finish_reason is not None:
-            self._running.remove(row)
-            self._slots.release(row)
-        return out
 
 
 def _nothing_yet(row: Row) -> StepOutput:

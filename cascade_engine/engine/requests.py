@@ -61,6 +61,27 @@ class RequestBuilder:
             for i in range(params.n)
         ]
 
+    def fork(self, parent: Row, index: int, token_ids: list[int]) -> Row:
+        """A row that goes on from `token_ids`, the prompt and what `parent` has emitted."""
+        strings = StopStrings(parent.params.stop)
+        row = self._row(
+            parent.request_id,
+            index,
+            parent.prompt,
+            parent.params,
+            parent.seed,
+            strings,
+            parent.prediction,
+        )
+        row.tokens = token_ids
+        emitted = token_ids[len(parent.prompt) :]
+        for token in emitted:
+            row.stops.push(token)
+        row.stats.new_tokens = len(emitted)
+        row.sources = list(parent.sources[: len(emitted)])
+        row.roll_back()
+        return row
+
     def _row(
         self,
         request_id: str,
@@ -80,6 +101,7 @@ class RequestBuilder:
             params=params,
             seed=seed,
             prompt=prompt,
+            tokens=prompt,
             limit=min(len(prompt) + params.max_tokens, self.context),
             sampler=make_sampler(params, seed, index, len(prompt), stop_ids),
             stops=StopChecker(

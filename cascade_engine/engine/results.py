@@ -22,6 +22,10 @@ class LevelStats:
     seconds: float = 0.0
     """Its share of the time of the passes it took part in."""
 
+    def count_call(self, seconds: float) -> None:
+        self.calls += 1
+        self.seconds += seconds
+
 
 @dataclass
 class RunStats:

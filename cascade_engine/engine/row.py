@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,9 @@ class Row:
     params: SamplingParams
     seed: int
     prompt: list[int]
+    tokens: list[int]
+    """What is written into the row's slot when it gets one: the prompt, and after a preemption or
+    a fork what was emitted too."""
     limit: int
     """Longest the row may get: prompt + max_tokens, within the target's context."""
     sampler: Sampler
@@ -67,6 +71,17 @@ class Row:
         return ReviewItem(
             self.slot, self.frontier[level], self.length, self.sampler, allowed, logprobs
         )
+
+    def begin(self) -> None:
+        """The row has a slot; its time runs from the first time that it has."""
+        self.started = self.started or time.perf_counter()
+
+    def roll_back(self) -> None:
+        """Drops what is not final."""
+        self.length = self.final
+        self.frontier = [self.final] * len(self.frontier)
+        del self.sources[self.final - len(self.prompt) :]
+        self.exhausted = False
 
     def append_draft(self, level: int, count: int) -> None:
         """The statistical level wrote `count` tokens behind the row."""
@@ -110,6 +125,7 @@ class Row:
         for piece in pieces:
             self.stats.levels[piece.level].accepted += 1
         self.stats.new_tokens += len(pieces)
+        self.stats.seconds = time.perf_counter() - self.started
         self.stats.target_calls += 1
         stop = None if self.stops.reason is None else self.stops.reason.value
         return StepOutput(self.request_id, self.index, pieces, finish, stop)

@@ -1,4 +1,5 @@
-"""Which row of memory a request gets, and what it finds cached there."""
+"""Which row of memory a request gets, what it finds cached there, and who gives way when pages run
+out."""
 
 from __future__ import annotations
 
@@ -13,14 +14,17 @@ from cascade_engine.levels import NeuralLevel, TokenRows
 
 
 class Slots:
-    """Hands out slots, as long as every level's cache can hold all rows at their limits.
+    """Owns the running rows' memory: token rows and every level's pages.
 
     With `reuse`, a finished row's cache stays until its slot or its pages are needed, and a new row
-    starts from the longest common prefix with a finished or a running row. What is cached for a
-    token depends on the tokens up to it alone, so this changes no token.
+    starts from the longest common prefix with a finished or a running row (pages are shared, and
+    copied when written). What is cached for a token depends on the tokens up to it alone, so this
+    changes no token.
     """
 
     def __init__(self, levels: Sequence[NeuralLevel], rows: TokenRows, reuse: bool) -> None:
+        self.running: list[Row] = []
+        """Rows with a slot, oldest first."""
         self._levels = levels
         self._rows = rows
         self._reuse = reuse
@@ -28,35 +32,41 @@ class Slots:
         self._idle: OrderedDict[int, int] = OrderedDict()
         """Finished rows, least recently used first: slot -> tokens."""
 
-    def fits(self, rows: Sequence[Row]) -> bool:
-        """Whether every level can hold these rows at their limits."""
+    def could_hold(self, row: Row) -> bool:
+        """Whether the row fits at its limit when it is alone."""
         return all(
-            level.pages.fits(*(min(row.limit, level.context) for row in rows))
-            for level in self._levels
+            pages_for(min(row.limit, level.context)) <= level.pages.pages for level in self._levels
         )
 
-    def acquire(self, row: Row, running: Sequence[Row]) -> bool:
-        """Gives `row` a slot with its prompt in it, or leaves everything as it was (False)."""
-        if not (self._free or self._idle) or not self.fits([*running, row]):
+    def admit(self, row: Row) -> bool:
+        """Gives `row` a slot with its tokens in it, or leaves everything as it was (False).
+
+        A row is admitted while its tokens fit beside the running rows with a page for each to grow.
+        """
+        if not (self._free or self._idle) or not self._has_room_for(row):
             return False
-        source, shared, is_idle = self._longest_prefix(row, running)
+        prefix = self._longest_prefix(row)
+        if prefix is None:
+            return False
+        source, shared, is_idle = prefix
         if is_idle:
             self._idle.pop(source)
             slot = source
             self._truncate(slot, shared)
         else:
             slot = self._free.pop() if self._free else self._evict()
-        self._make_room([*running, row])
-        if not is_idle and shared:
-            for level in self._levels:
-                level.fork(source, slot, shared)
-        self._rows.write(slot, row.prompt)
+            if shared:
+                for level in self._levels:
+                    level.fork(source, slot, shared)
+        self._rows.write(slot, row.tokens)
         row.slot = slot
-        row.stats.cached_tokens = self._levels[0].pages.length[slot]
+        row.stats.cached_tokens = max(row.stats.cached_tokens, self._levels[0].pages.length[slot])
+        self.running.append(row)
         return True
 
     def release(self, row: Row) -> None:
         """The row is done: its slot is free, or idle with what it holds."""
+        self.running.remove(row)
         if self._reuse:
             self._truncate(row.slot, row.final)
             self._idle[row.slot] = row.final
@@ -65,47 +75,78 @@ class Slots:
             self._free.append(row.slot)
         row.slot = NO_SLOT
 
+    def reserve(self, level: NeuralLevel, rows: Sequence[Row]) -> list[Row]:
+        """Makes sure that `level` can feed these rows to their ends; returns rows preempted for it.
+
+        Pages come from finished rows first, then from the youngest running rows, whose caches are
+        dropped: they start over from their tokens when there is room.
+        """
+        preempted: list[Row] = []
+        staying = list(rows)
+        while staying:
+            missing = sum(level.pages.missing(row.slot, row.length) for row in staying)
+            if missing <= level.pages.free_pages:
+                break
+            if self._idle:
+                self._free.append(self._evict())
+                continue
+            youngest = self.running[-1]
+            preempted.append(youngest)
+            self._preempt(youngest)
+            staying = [row for row in staying if row is not youngest]
+        return preempted
+
     def clear(self) -> None:
         """Forgets what finished rows left."""
         while self._idle:
             self._free.append(self._evict())
 
-    def check_integrity(self, running: Sequence[Row]) -> None:
+    def check_integrity(self) -> None:
         """Raises AssertionError unless each slot is free, idle or running, and free ones hold
         nothing."""
-        slots = [*self._free, *self._idle, *(row.slot for row in running)]
+        slots = [*self._free, *self._idle, *(row.slot for row in self.running)]
         assert sorted(slots) == list(range(self._rows.tokens.shape[0])), f"slots: {slots}"
         for level in self._levels:
             level.pages.check_integrity()
             for slot in self._free:
                 assert level.pages.held(slot) == 0, f"{level.name}: slot {slot} leaks pages"
 
-    def _longest_prefix(self, row: Row, running: Sequence[Row]) -> tuple[int, int, bool]:
-        """The slot that shares most with the prompt, how many tokens, and whether it is idle. At
-        least one prompt token is left to feed; less than a page is not worth sharing."""
-        best = (NO_SLOT, 0, False)
+    def _has_room_for(self, row: Row) -> bool:
+        for level in self._levels:
+            idle = sum(level.pages.held(slot) for slot in self._idle)
+            needed = pages_for(min(row.length, level.context)) + len(self.running)
+            if self.running and needed > level.pages.free_pages + idle:
+                return False
+        return True
+
+    def _longest_prefix(self, row: Row) -> tuple[int, int, bool] | None:
+        """The slot that shares most with the row, how many cached tokens, and whether it is idle.
+        At least one token is left to feed; less than a page is not worth sharing. None: a running
+        row is about to cache more than that, and it pays to wait."""
+        best, promised = (NO_SLOT, 0, False), 0
         if not self._reuse:
             return best
-        prompt = torch.tensor(row.prompt[:-1], dtype=torch.int32)
+        wanted = torch.tensor(row.tokens[:-1], dtype=torch.int32)
         candidates = [(slot, tokens, True) for slot, tokens in self._idle.items()]
-        candidates += [(other.slot, other.final, False) for other in running]
+        candidates += [(other.slot, other.final, False) for other in self.running]
         for slot, tokens, is_idle in candidates:
-            length = min(len(prompt), tokens, self._levels[0].pages.length[slot])
-            if length >= PAGE_TOKENS and length > best[1]:
-                differ = (self._rows.tokens[slot, :length] != prompt[:length]).nonzero()
-                shared = int(differ[0]) if len(differ) else length
-                if shared >= PAGE_TOKENS and shared > best[1]:
-                    best = (slot, shared, is_idle)
-        return best
+            length = min(len(wanted), tokens)
+            differ = (self._rows.tokens[slot, :length] != wanted[:length]).nonzero()
+            shared = int(differ[0]) if len(differ) else length
+            if not is_idle:
+                promised = max(promised, shared)
+            cached = min(shared, self._levels[0].pages.length[slot])
+            if cached >= PAGE_TOKENS and cached > best[1]:
+                best = (slot, cached, is_idle)
+        return best if promised - best[1] < PAGE_TOKENS else None
 
-    def _make_room(self, rows: Sequence[Row]) -> None:
-        """Evicts idle rows until what is left fits beside `rows` at their limits."""
-        while self._idle and not all(self._has_room(level, rows) for level in self._levels):
-            self._free.append(self._evict())
-
-    def _has_room(self, level: NeuralLevel, rows: Sequence[Row]) -> bool:
-        needed = sum(pages_for(min(row.limit, level.context)) for row in rows)
-        return needed + sum(level.pages.held(slot) for slot in self._idle) <= level.pages.pages
+    def _preempt(self, row: Row) -> None:
+        self.running.remove(row)
+        row.tokens = self._rows.read(row.slot, 0, row.final)
+        row.roll_back()
+        self._truncate(row.slot, 0)
+        self._free.append(row.slot)
+        row.slot = NO_SLOT
 
     def _evict(self) -> int:
         slot, _ = self._idle.popitem(last=False)

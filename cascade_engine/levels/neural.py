@@ -38,7 +38,7 @@ class NeuralLevel:
         self.context = context
         self.vocab_size = vocab_size
         self._backend = backend
-        self._rows = rows
+        self.rows = rows
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
         self.pages = PageTable(pages, num_rows, min(context, capacity))
@@ -76,7 +76,7 @@ class NeuralLevel:
         verdicts = self._backend.accept(
             **self._logits_and_tokens(),
             logit_rows=self._program.rows(self._logits),
-            probs=self._rows.draft_probs.data_ptr(),
+            probs=self.rows.draft_probs.data_ptr(),
             rows=slots,
             frontiers=[item.frontier for item in items],
             lengths=lengths,
@@ -108,7 +108,7 @@ class NeuralLevel:
         return self._recorder.read(self._logits)
 
     def _logits_and_tokens(self) -> dict[str, int]:
-        tokens = self._rows.tokens
+        tokens = self.rows.tokens
         return {
             "logits": self._program.data(self._logits),
             "logits_stride": self._program.cols(self._logits),

@@ -134,15 +134,26 @@ static inline void gathered_bits(const NoiseKey& noise, const int32_t* ids, uint
   }
 }
 
-// out[i] = values[i] / temperature + noise of token first_id + i, for up to kTile tokens.
-static inline void perturb_tile(const float* values, int64_t count, uint32_t first_id,
-                                f32x16 temperature, const NoiseKey& noise, float* out) {
-  alignas(64) uint32_t bits[kTile];
-  tile_bits(noise, first_id / 4, bits);
+// out[i] = values[i] / temperature + the noise of bits[i], for up to kTile tokens.
+static inline void perturb_tile(const float* values, int64_t count, const uint32_t* bits,
+                                f32x16 temperature, float* out) {
   for (int64_t i = 0; i < count; i += 16) {
     const int lanes = static_cast<int>(count - i < 16 ? count - i : 16);
     store_part(out + i, load_part(values + i, lanes) / temperature + gumbel(bits + i), lanes);
   }
+}
+
+// Above any noise: -log(-log(1 - 2^-33)) is 22.88.
+constexpr float kLargestNoise = 22.9f;
+
+// False when no token of the tile gets as much noise as `wanted`. Noise >= g needs
+// u >= exp(-exp(-g)) >= 1 - exp(-g), so one comparison of the bits settles most tiles.
+static inline bool noise_may_reach(const uint32_t* bits, float wanted) {
+  if (!(wanted > 0.0f)) return true;
+  uint32_t highest = 0;
+  for (int i = 0; i < kTile; ++i) highest = bits[i] > highest ? bits[i] : highest;
+  return static_cast<double>(highest) + 1.0 >=
+         0x1p32 * (1.0 - __builtin_exp(-static_cast<double>(wanted)));
 }
 
 }  // namespace
@@ -160,40 +171,58 @@ int64_t argmax(const float* values, int64_t count) {
   return tile < 0 ? first_number(values, count) : tile + first_equal(values + tile, best);
 }
 
+// Most tiles are passed over: the perturbed value of the largest logit is a bound that the winner
+// reaches, and a tile cannot when its noise would have to be larger than it is. The slack is above
+// the rounding of the perturbed values, so the result is that of comparing all of them.
 int64_t gumbel_argmax(const float* values, int64_t count, float temperature,
                       const NoiseKey& noise) {
+  const int64_t favourite = argmax(values, count);
+  if (favourite < 0 || values[favourite] == -kInfinity) return favourite;
+  float bound;
+  const int32_t id = static_cast<int32_t>(favourite);
+  perturb(values + favourite, &id, 1, temperature, noise, &bound);
+
   const f32x16 divisor = set1(temperature);
+  alignas(64) uint32_t bits[kTile];
+  alignas(64) float perturbed[kTile];
   float best = -kInfinity;
   int64_t index = -1;
   for (int64_t begin = 0; begin < count; begin += kTile) {
-    alignas(64) float perturbed[kTile];
     const int64_t size = tile_size(begin, count);
-    perturb_tile(values + begin, size, static_cast<uint32_t>(begin), divisor, noise, perturbed);
+    const float level = tile_max(values + begin, size) / temperature;
+    const float slack = 1e-5f * (__builtin_fabsf(level) + __builtin_fabsf(bound) + 1.0f);
+    const float wanted = bound - level - slack;
+    if (level == -kInfinity || wanted > kLargestNoise) continue;
+    tile_bits(noise, static_cast<uint32_t>(begin) / 4, bits);
+    if (!noise_may_reach(bits, wanted)) continue;
+    perturb_tile(values + begin, size, bits, divisor, perturbed);
     const float largest = tile_max(perturbed, size);
     if (largest > best) {
       best = largest;
       index = begin + first_equal(perturbed, largest);
+      bound = best > bound ? best : bound;
     }
   }
-  return index < 0 ? first_number(values, count) : index;
+  return index;
 }
 
 void perturb(const float* values, const int32_t* ids, int64_t count, float temperature,
              const NoiseKey& noise, float* out) {
   const f32x16 divisor = set1(temperature);
+  alignas(64) uint32_t bits[kTile];
   if (ids == nullptr) {
-    for (int64_t begin = 0; begin < count; begin += kTile)
-      perturb_tile(values + begin, tile_size(begin, count), static_cast<uint32_t>(begin), divisor,
-                   noise, out + begin);
+    for (int64_t begin = 0; begin < count; begin += kTile) {
+      tile_bits(noise, static_cast<uint32_t>(begin) / 4, bits);
+      perturb_tile(values + begin, tile_size(begin, count), bits, divisor, out + begin);
+    }
     return;
   }
   for (int64_t i = 0; i < count; i += 16) {
     const int lanes = static_cast<int>(count - i < 16 ? count - i : 16);
     int32_t id[16] = {};
-    alignas(64) uint32_t bits[16];
     for (int j = 0; j < lanes; ++j) id[j] = ids[i + j];
     gathered_bits(noise, id, bits);
-    store_part(out + i, load_part(values + i, lanes) / divisor + gumbel(bits), lanes);
+    perturb_tile(values + i, lanes, bits, divisor, out + i);
   }
 }
 

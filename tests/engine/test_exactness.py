@@ -115,9 +115,9 @@ def test_an_all_knowing_draft_saves_passes(drafters: dict[str, Path]) -> None:
     policy = FixedCascade([[7, 0], [0, 0]])
     engine = Engine.load(data_path("stories260k"), [drafters["all-knowing"]], policy=policy)
     for temperature in (0.0, 1.0):
-        params = SamplingParams(max_tokens=80, temperature=temperature, seed=5, ignore_eos=True)
+        params = SamplingParams(max_tokens=81, temperature=temperature, seed=5, ignore_eos=True)
         stats = engine.generate(PROMPTS[0], params)[0].stats
-        assert stats.tokens_per_target_call == 8.0
+        assert stats.target_calls == 11  # one for the prompt, then 8 tokens each
 
 
 def test_lenience_lets_drafting_levels_keep_more(drafters: dict[str, Path]) -> None:

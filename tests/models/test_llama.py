@@ -17,7 +17,7 @@ from tests.models.support import random_llama
 def our_logits(directory: Path, token_ids: list[int], dtype: str, isa: str = "") -> torch.Tensor:
     engine = Engine.load(directory, dtype=dtype, max_rows=1)
     level = engine.neural[0]
-    engine._tokens.write(0, token_ids)
+    level.rows.write(0, token_ids)
     return level.score(0, len(token_ids), len(token_ids))
 
 

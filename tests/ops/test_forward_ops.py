@@ -57,7 +57,7 @@ def test_embedding(isa: str, dtype: torch.dtype) -> None:
         packed = CpuBackend(1, isa).pack_linear(dense, dtype)
         ids = torch.randint(0, n, (50,)).tolist()
         for table in (dense, packed):
-            ours = run_native(isa, lambda ops, t=table: ops.embedding(t), ids)
+            ours = run_native(isa, lambda ops: ops.embedding(table), ids)  # noqa: B023
             assert_same_bits(ours, dense.float()[ids], (n, k, type(table).__name__))
 
 
@@ -68,11 +68,13 @@ def test_rms_norm(isa: str, dtype: torch.dtype) -> None:
     for cols in (1, 2, 15, 16, 17, 31, 64, 100, 288, 1000, 4097):
         x, weight = scaled_rows(9, cols), torch.randn(cols)
         for eps in (1e-5, 1e-2):
+            check(isa, rms_norm_of(x, weight, eps, dtype), 9, dtype, (cols, eps), by_row=True)
 
-            def describe(ops: Any, x: torch.Tensor = x, w: torch.Tensor = weight, e: float = eps):
-                return ops.rms_norm(ops.embedding(x), w, e, dtype)
 
-            check(isa, describe, 9, dtype, (cols, eps), by_row=True)
+def rms_norm_of(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
+) -> Callable[[Any], Any]:
+    return lambda ops: ops.rms_norm(ops.embedding(x), weight, eps, dtype)
 
 
 LINEAR_SHAPES = ((1, 1), (31, 2), (32, 33), (33, 128), (70, 129), (96, 257), (5, 601), (300, 1030))
@@ -109,13 +111,31 @@ def test_swiglu(isa: str, dtype: torch.dtype) -> None:
     """Breaks when gate and up change places, or exp is wrong in some range."""
     for cols in (1, 7, 16, 33, 100, 1000):
         gate_up = torch.randn(11, 2 * cols) * 4
-        check(isa, lambda ops, g=gate_up: ops.swiglu(ops.embedding(g), dtype), 11, dtype, cols)
+        check(isa, swiglu_of(gate_up, dtype), 11, dtype, cols)
     gates = torch.linspace(-130, 130, 4001)[:, None]  # one to a row: each under its own tolerance
     gate_up = torch.cat([gates, torch.ones_like(gates)], 1)
     clear = ReferenceOps(range(4001)).swiglu(gate_up.double(), dtype)[:, 0].abs() > 1e-30
     gate_up = gate_up[clear]
-    rows = len(gate_up)
-    check(isa, lambda ops: ops.swiglu(ops.embedding(gate_up), dtype), rows, dtype, "range", True)
+    check(isa, swiglu_of(gate_up, dtype), len(gate_up), dtype, "range", by_row=True)
+
+
+def swiglu_of(gate_up: torch.Tensor, dtype: torch.dtype) -> Callable[[Any], Any]:
+    return lambda ops: ops.swiglu(ops.embedding(gate_up), dtype)
+
+
+@every_isa
+def test_bfloat16_is_rounded_to_nearest_even(isa: str) -> None:
+    """To the bit, on the way out of an operation. Breaks when ties go up, or a NaN turns into an
+    infinity."""
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32) << 16
+    for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        values = (patterns | low).view(F32)
+        values = values[values.isnan() | (values.abs() > 1e-30)]
+        for cols in (32, 13):
+            x = values[: len(values) // cols * cols].view(-1, cols)
+            ours = run_native(isa, lambda ops: cast(ops, x, BF16), range(len(x)), BF16)  # noqa: B023
+            assert torch.equal(ours.isnan(), x.isnan())
+            assert_same_bits(ours.nan_to_num(0), x.bfloat16().nan_to_num(0), (low, cols))
 
 
 @every_isa

@@ -150,6 +150,23 @@ def test_gumbel_argmax_is_the_argmax_of_the_perturbed(isa: str) -> None:
 
 
 @every_isa
+@pytest.mark.parametrize("scale", [0.0, 0.3, 2.0, 6.0, 30.0])
+def test_tiles_passed_over_never_hold_the_winner(isa: str, scale: float) -> None:
+    """Peaked and flat rows, with the largest logits first, last or anywhere."""
+    ctx, out = context(isa), torch.empty(2000)
+    generator = torch.Generator().manual_seed(4)
+    for draw in range(60):
+        values = torch.randn(2000, generator=generator) * scale
+        if draw % 3 < 2:
+            values = values.sort(descending=draw % 3 == 0).values
+        values[300:500] = -INF
+        values[draw::97] += 8.0
+        key = _C.NoiseKey(draw, 5)
+        _C.perturb(ctx, values.data_ptr(), 0, 2000, 0.8, key, out.data_ptr())
+        assert _C.gumbel_argmax(ctx, values.data_ptr(), 2000, 0.8, key) == argmax(ctx, out)
+
+
+@every_isa
 def test_results_do_not_depend_on_where_the_row_stands(isa: str) -> None:
     ctx, key = context(isa), _C.NoiseKey(5, 6)
     values = torch.randn(1003, generator=torch.Generator().manual_seed(2))

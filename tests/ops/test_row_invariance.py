@@ -12,7 +12,7 @@ import torch
 
 from cascade_engine.cache import pages_for
 from cascade_engine.models import llama
-from cascade_engine.ops import Recorder
+from cascade_engine.ops import CpuBackend, Recorder
 from tests.ops.native import every_isa
 from tests.ops.support import (
     BF16,
@@ -36,7 +36,7 @@ class RowOps:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        pack = NativePass("").recorder.keep[0].pack_linear  # type: ignore[attr-defined]
+        pack = CpuBackend(1).pack_linear
         self.dense = torch.randn(ROWS, 33).to(dtype)
         self.packed = pack(torch.randn(ROWS, 35), dtype)
         self.long = torch.randn(ROWS, 601)
@@ -106,12 +106,12 @@ def feed_in_parts(native: NativePass, ids: torch.Tensor, rng: random.Random) -> 
 
 
 class Part(NamedTuple):
-    """Part of a pass: tokens start..start+count-1 of a sequence, the last `wanted` of which give
+    """Part of a pass: tokens start..start+size-1 of a sequence, the last `wanted` of which give
     logits. A rejected part feeds other tokens and counts for nothing."""
 
     sequence: int
     start: int
-    count: int
+    size: int
     wanted: int
     rejected: bool = False
 

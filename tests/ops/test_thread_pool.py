@@ -152,15 +152,17 @@ def test_no_data_race(tmp_path: Path) -> None:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler: set CXX")
-    program, sanitize = tmp_path / "stress", [compiler, "-std=c++20", "-O1", "-fsanitize=thread"]
+    program = tmp_path / "stress"
+    sanitize: list[str | Path] = [compiler, "-std=c++20", "-O1", "-fsanitize=thread"]
     empty = tmp_path / "empty.cpp"
     empty.write_text("int main() { return 0; }")
     trial = subprocess.run([*sanitize, empty, "-o", program], capture_output=True, check=False)
     if trial.returncode or subprocess.run([program], check=False).returncode:
         pytest.skip(f"{compiler} builds nothing that runs with -fsanitize=thread")
-    sources = [ROOT / "csrc/cpu/thread_pool.cpp", Path(__file__).with_name("thread_pool_stress.cpp")]
-    include = ["-I", ROOT / "csrc/include", "-pthread"]
-    subprocess.run([*sanitize, *include, *sources, "-o", program], check=True)
+    include, pool = ROOT / "csrc/include", ROOT / "csrc/cpu/thread_pool.cpp"
+    stress = Path(__file__).with_name("thread_pool_stress.cpp")
+    build = [*sanitize, "-I", include, "-pthread", pool, stress, "-o", program]
+    subprocess.run(build, check=True)
     result = subprocess.run(
         [program], capture_output=True, text=True, timeout=DEADLINE, check=False
     )

@@ -1,0 +1,208 @@
+"""One engine step: admit, prefill, draft and review as the policy says, emit."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from cascade_engine.engine.results import StepOutput
+from cascade_engine.engine.row import NO_SLOT, Row
+from cascade_engine.engine.slots import Slots
+from cascade_engine.engine.stats import EngineStats
+from cascade_engine.errors import DecodingError
+from cascade_engine.levels import (
+    NeuralLevel,
+    Proposal,
+    ReviewItem,
+    StatisticalLevel,
+    TokenRows,
+)
+from cascade_engine.policy import Draft, Policy
+
+
+class Cycle:
+    """Owns the rows of all requests, waiting and running, and takes them forward.
+
+    Rows never wait for each other except for the target's pass, which they share.
+    """
+
+    def __init__(
+        self,
+        neural: Sequence[NeuralLevel],
+        statistical: StatisticalLevel,
+        tokens: TokenRows,
+        reuse_cache: bool,
+        prefill_tokens: int,
+    ) -> None:
+        self.waiting: deque[Row] = deque()
+        self.slots = Slots(neural, tokens, reuse_cache)
+        self.stats = EngineStats([*(level.name for level in neural), statistical.name])
+        self._neural = neural
+        self._statistical = statistical
+        self._tokens = tokens
+        self._prefill_tokens = prefill_tokens
+        self._contexts = [level.context for level in neural]
+
+    def rows(self) -> list[Row]:
+        return [*self.waiting, *self.slots.running]
+
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.slots.running)
+
+    def enqueue(self, rows: Sequence[Row]) -> None:
+        self.waiting.extend(rows)
+        self.stats.requests["added"] += len(rows)
+        self.stats.prompt_tokens += sum(len(row.prompt) for row in rows)
+
+    def drop(self, request_id: str) -> bool:
+        """Forgets a request's rows and frees what they hold; False if there are none."""
+        dropped = [row for row in self.rows() if row.request_id == request_id]
+        for row in dropped:
+            if row.slot == NO_SLOT:
+                self.waiting.remove(row)
+            else:
+                self.slots.release(row)
+        self.stats.requests["aborted"] += len(dropped)
+        return bool(dropped)
+
+    def token_ids(self, row: Row) -> list[int]:
+        """The prompt and what was emitted."""
+        if row.slot == NO_SLOT:
+            return row.tokens
+        return self._tokens.read(row.slot, 0, row.final)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless rows, frontiers and every level's pages agree."""
+        for row in self.slots.running:
+            chain = [len(row.prompt), *row.frontier, row.length, row.limit]
+            assert chain == sorted(chain), f"frontiers of {row.request_id}: {chain}"
+            assert len(row.sources) == row.length - len(row.prompt), "sources and length differ"
+            for level in self._neural:
+                assert level.pages.length[row.slot] <= row.length - 1, f"{level.name} is ahead"
+        self.slots.check_integrity()
+
+    def step(self, policy: Policy) -> list[StepOutput]:
+        """Every running row drafts as the policy says and is reviewed once by the target."""
+        begin = time.perf_counter()
+        try:
+            return self._step(policy)
+        finally:
+            self.stats.steps += 1
+            self.stats.step_seconds += time.perf_counter() - begin
+
+    def _step(self, policy: Policy) -> list[StepOutput]:
+        while self.waiting and self.slots.admit(self.waiting[0]):
+            row = self.waiting.popleft()
+            row.begin()
+            self.stats.cached_prompt_tokens += self._neural[0].pages.length[row.slot]
+        deciding, first = self._prefill()
+        while deciding:
+            actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]
+            drafts = [(row, action) for row, action in actions if isinstance(action, Draft)]
+            if drafts:
+                self._draft(drafts)
+                continue
+            level = max(action.level for _, action in actions)
+            if level == 0:
+                break
+            self._review(
+                level, policy.lenience, [row for row, action in actions if action.level == level]
+            )
+            deciding = [row for row in deciding if row.slot != NO_SLOT]
+        return [self._emit(row) for row in self._review(0, 1.0, deciding + first)]
+
+    def _prefill(self) -> tuple[list[Row], list[Row]]:
+        """Feeds prompts (and what preempted rows lost) to the target, up to a budget of tokens.
+
+        Returns the rows that may draft, and those whose rest of the prompt fits the budget: they
+        go into the step's target review as they are, so that a prompt costs no pass of its own.
+        """
+        target, budget = self._neural[0], self._prefill_tokens
+        drafting, first, chunks = [], [], []
+        for row in self.slots.running:
+            lag = row.length - target.pages.length[row.slot]
+            if lag <= 1:
+                drafting.append(row)
+            elif lag <= budget:
+                first.append(row)
+                budget -= lag
+            elif budget:
+                chunks.append((row, row.length - lag + budget))
+                budget = 0
+        for row, end in chunks:
+            if self._make_room(target, [row]):
+                begin = time.perf_counter()
+                target.prefill(row.slot, end)
+                seconds = time.perf_counter() - begin
+                row.stats.levels[0].seconds += seconds
+                self.stats.prefill_seconds += seconds
+        return (
+            [row for row in drafting if row.slot != NO_SLOT],
+            [row for row in first if row.slot != NO_SLOT],
+        )
+
+    def _draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
+        begin = time.perf_counter()
+        counts = self._statistical.propose(
+            [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in drafts]
+        )
+        seconds = time.perf_counter() - begin
+        level = len(self._neural)
+        self.stats.count_pass(level, len(drafts), seconds)
+        for (row, _), count in zip(drafts, counts, strict=True):
+            row.append_draft(level, count)
+            row.stats.levels[level].count_call(seconds / len(drafts))
+
+    def _review(self, level: int, lenience: float, rows: Sequence[Row]) -> list[Row]:
+        """One pass of a level over rows; returns those that were not preempted for it."""
+        rows = self._make_room(self._neural[level], rows)
+        if not rows:
+            return rows
+        begin = time.perf_counter()
+        items = [self._review_item(row, level) for row in rows]
+        try:
+            verdicts = self._neural[level].review(items, lenience)
+        except ValueError as error:
+            raise self._failed(rows, f"{self._neural[level].name}: {error}") from error
+        seconds = time.perf_counter() - begin
+        self.stats.count_pass(level, len(rows), seconds)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            if level == 0:
+                drafted = row.sources[row.final - len(row.prompt) :]
+                self.stats.count_review(drafted, verdict.num_accepted)
+            row.settle(level, verdict.num_accepted)
+            row.logprobs = verdict.logprobs
+            for each in self._neural:
+                each.truncate(row.slot, row.length - 1)
+            row.stats.levels[level].count_call(seconds / len(rows))
+        return rows
+
+    def _make_room(self, level: NeuralLevel, rows: Sequence[Row]) -> list[Row]:
+        """Pages for feeding these rows to a level; rows preempted for it wait again."""
+        preempted = self.slots.reserve(level, rows)
+        self.waiting.extendleft(preempted)
+        self.stats.requests["preempted"] += len(preempted)
+        return [row for row in rows if row.slot != NO_SLOT]
+
+    def _review_item(self, row: Row, level: int) -> ReviewItem:
+        try:
+            return row.review_item(level, self._tokens)
+        except Exception as error:
+            raise self._failed([row], f"allowed_tokens of {row.request_id}: {error}") from error
+
+    def _failed(self, rows: Sequence[Row], message: str) -> DecodingError:
+        """Drops the requests that cannot go on."""
+        request_ids = list(dict.fromkeys(row.request_id for row in rows))
+        for request_id in request_ids:
+            self.drop(request_id)
+        return DecodingError(message, request_ids)
+
+    def _emit(self, row: Row) -> StepOutput:
+        """Delivers the tokens that the target has just reviewed; frees a row that they end."""
+        out = row.emit(self._tokens.read(row.slot, row.final, row.length))
+        self.stats.new_tokens += len(out.pieces)
+        if out.finish_reason is not None:
+            self.slots.release(row)
+            self.stats.requests["finished"] += 1
+        return out
