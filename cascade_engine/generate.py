@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     if not args.quiet:
         for result in results:
             seed = result.seed if params.temperature > 0 else None
-            say(summary(result.stats, result.finish_reason, seed, sys.stderr.isatty()))
+            say(summary(result.stats, result.finish_reason or "", seed, sys.stderr.isatty()))
     if any(result.finish_reason == "abort" for result in results):
         return EXIT_INTERRUPTED
     return _compare(engine, prompt, params, results) if args.compare else 0

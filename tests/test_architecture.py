@@ -34,6 +34,7 @@ LAYERS = {
     "engine": 8,
     "arguments": 9,
     "console": 9,
+    "serve": 9,
     "demo": 9,
     "generate": 10,
     "info": 10,

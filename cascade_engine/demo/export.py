@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .model_card import write_card
-from .presets import PRESETS, load_model
+from .presets import MAX_POSITIONS, PRESETS, load_model
 
 SIZE_LIMIT = 30 * 2**20
 
@@ -33,9 +33,21 @@ def export_model(name: str, trained: Path, tokenizer: Path, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    is_llama = PRESETS[name].family == "llama"
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": is_llama,
+        "add_eos_token": not is_llama,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+        "model_max_length": MAX_POSITIONS,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     for file in folder.iterdir():
         file.chmod(0o644)
-    if PRESETS[name].family == "llama":
+    if is_llama:
         _add_rope_theta(folder / "config.json")
 
 

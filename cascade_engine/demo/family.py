@@ -28,4 +28,6 @@ def llama_family() -> Family:
             f"{target} holds no model: this package was built without the embedded models; give "
             "--target DIR"
         )
-    return Family(target, (FOLDER / "llama-small",), FOLDER / "ngrams.safetensors", ((6, 4), (0, 8)))
+    return Family(
+        target, (FOLDER / "llama-small",), FOLDER / "ngrams.safetensors", ((6, 4), (0, 8))
+    )

@@ -124,7 +124,8 @@ class Engine:
         return self._cycle.drop(request_id)
 
     def fork(self, request_id: str, n: int) -> list[int]:
-        """Lets a request go on `n` more times from where it is, each with noise of its own.
+        """Lets a request (its first sample still running) go on `n` more times from where it is,
+        each with noise of its own.
 
         The new samples share what is cached (copied when written) and are delivered under the same
         request id with the indices returned; they deliver only what comes after the fork. Raises
@@ -133,7 +134,7 @@ class Engine:
         rows = [row for row in self._cycle.rows() if row.request_id == request_id]
         if not rows or n < 1:
             raise RequestError(f"cannot fork {request_id!r} {n} times: no such request, or n < 1")
-        parent = rows[0]
+        parent = min(rows, key=lambda row: row.index)
         first = 1 + max(row.index for row in rows)
         token_ids = self._cycle.token_ids(parent)
         forks = [self._requests.fork(parent, first + i, token_ids) for i in range(n)]
@@ -187,7 +188,7 @@ class Engine:
         for prompt, each in zip(batch, params, strict=True):
             rows += self._new_rows(prompt, each, self._fresh_id())
         self._cycle.enqueue(rows)
-        outputs = {(row.request_id, row.index): _nothing_yet(row) for row in rows}
+        outputs = {(row.request_id, row.index): row.output([]) for row in rows}
         unfinished = set(outputs)
         try:
             while unfinished:
@@ -199,7 +200,7 @@ class Engine:
         finally:
             for request_id in {request_id for request_id, _ in unfinished}:
                 self.abort(request_id)
-        return [_generation(row, outputs[row.request_id, row.index]) for row in rows]
+        return [Generation.of(outputs[row.request_id, row.index]) for row in rows]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Decodes one sample token by token, as the iterator is asked for them."""
@@ -209,10 +210,9 @@ class Engine:
             raise RequestError(f"a stream has one sample, got n={len(rows)}: use generate or step")
         self._cycle.enqueue(rows)
         return Stream(
-            request_id,
+            rows[0].output([]),
             step=lambda: self._step_for({request_id}),
             abort=lambda: self.abort(request_id),
-            result=lambda out: _generation(rows[0], out),
         )
 
     def clear_cache(self) -> None:
@@ -249,23 +249,6 @@ class Engine:
         outputs = self._cycle.step(self._policy)
         self._undelivered += [out for out in outputs if out.request_id not in request_ids]
         return [out for out in outputs if out.request_id in request_ids]
-
-
-def _nothing_yet(row: Row) -> StepOutput:
-    return StepOutput(row.request_id, row.index, [])
-
-
-def _generation(row: Row, out: StepOutput) -> Generation:
-    return Generation(
-        request_id=row.request_id,
-        index=row.index,
-        prompt_token_ids=row.prompt,
-        pieces=out.pieces,
-        finish_reason=out.finish_reason or "",
-        stop=out.stop,
-        seed=row.seed,
-        stats=row.stats,
-    )
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

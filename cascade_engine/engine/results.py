@@ -81,6 +81,11 @@ class StepOutput:
     request_id: str
     index: int
     """Which of the request's `n` samples."""
+    prompt_token_ids: list[int] = field(repr=False)
+    seed: int
+    """The seed in force, given or drawn; samples of one request share it."""
+    stats: RunStats = field(repr=False)
+    """Of the sample so far; the engine goes on counting in it."""
     pieces: list[Piece]
     finish_reason: str | None = None
     """None while it runs; else "stop", "length" or "abort"."""
@@ -102,20 +107,34 @@ class StepOutput:
 
 @dataclass
 class Generation:
-    """A finished sample of a request."""
+    """A sample of a request."""
 
     request_id: str
     index: int
     prompt_token_ids: list[int]
     pieces: list[Piece] = field(repr=False)
-    finish_reason: str
+    finish_reason: str | None
     """"stop" (an end-of-sequence token, a stop token or string), "length" (max_tokens or the
-    context's end) or "abort"."""
+    context's end), "abort"; None while it runs."""
     stop: int | str | None
     """The token id or string that ended it."""
     seed: int
     """The seed in force, given or drawn; samples of one request share it."""
     stats: RunStats = field(repr=False)
+
+    @classmethod
+    def of(cls, out: StepOutput) -> Generation:
+        """All outputs of a sample, joined by `followed_by`, as its result."""
+        return cls(
+            request_id=out.request_id,
+            index=out.index,
+            prompt_token_ids=out.prompt_token_ids,
+            pieces=out.pieces,
+            finish_reason=out.finish_reason,
+            stop=out.stop,
+            seed=out.seed,
+            stats=out.stats,
+        )
 
     @property
     def text(self) -> str:

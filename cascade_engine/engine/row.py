@@ -127,5 +127,18 @@ class Row:
         self.stats.new_tokens += len(pieces)
         self.stats.seconds = time.perf_counter() - self.started
         self.stats.target_calls += 1
+        return self.output(pieces, finish)
+
+    def output(self, pieces: list[Piece], finish_reason: str | None = None) -> StepOutput:
+        """`pieces` as an output of this row; none at all is where joining outputs begins."""
         stop = None if self.stops.reason is None else self.stops.reason.value
-        return StepOutput(self.request_id, self.index, pieces, finish, stop)
+        return StepOutput(
+            self.request_id,
+            self.index,
+            self.prompt,
+            self.seed,
+            self.stats,
+            pieces,
+            finish_reason,
+            stop,
+        )

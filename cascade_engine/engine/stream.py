@@ -18,17 +18,15 @@ class Stream(Iterator[Piece]):
 
     def __init__(
         self,
-        request_id: str,
+        nothing_yet: StepOutput,
         *,
         step: Callable[[], list[StepOutput]],
         abort: Callable[[], object],
-        result: Callable[[StepOutput], Generation],
     ) -> None:
         self._step = step
         self._abort = abort
-        self._result = result
         self._pieces: deque[Piece] = deque()
-        self._out = StepOutput(request_id, 0, [])
+        self._out = nothing_yet
 
     def __next__(self) -> Piece:
         while not self._pieces:
@@ -47,5 +45,5 @@ class Stream(Iterator[Piece]):
         self._pieces.clear()
 
     def result(self) -> Generation:
-        """What was produced so far; `finish_reason` is empty while the request runs."""
-        return self._result(self._out)
+        """What was produced so far; `finish_reason` is None while the request runs."""
+        return Generation.of(self._out)

@@ -178,9 +178,10 @@ int64_t gumbel_argmax(const float* values, int64_t count, float temperature,
                       const NoiseKey& noise) {
   const int64_t favourite = argmax(values, count);
   if (favourite < 0 || values[favourite] == -kInfinity) return favourite;
-  float bound;
   const int32_t id = static_cast<int32_t>(favourite);
-  perturb(values + favourite, &id, 1, temperature, noise, &bound);
+  float lanes[16];
+  perturb(values + favourite, &id, 1, temperature, noise, lanes);
+  float bound = lanes[0];
 
   const f32x16 divisor = set1(temperature);
   alignas(64) uint32_t bits[kTile];

@@ -1,0 +1,293 @@
+"""An engine behind asyncio: one thread runs it, any number of tasks ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cascade_engine.engine import Engine, Generation, Piece, StepOutput
+from cascade_engine.engine.requests import Prompt
+from cascade_engine.errors import CapacityError, DecodingError, RequestError
+from cascade_engine.params import SamplingParams
+
+Command = Callable[[], None]
+
+
+class AsyncEngine:
+    """Runs an `Engine` in a thread of its own. Thread-safe; the engine must not be used elsewhere.
+
+    At most `max_pending` requests are unfinished at a time: a further one raises CapacityError, or
+    waits for its turn with `wait=True`. Use as `async with AsyncEngine(engine) as engine:`; leaving
+    the block finishes what was asked.
+    """
+
+    def __init__(self, engine: Engine, max_pending: int = 256) -> None:
+        if max_pending < 1:
+            raise RequestError(f"max_pending must be >= 1, got {max_pending}")
+        self._engine = engine
+        self._max_pending = max_pending
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._streams: dict[str, AsyncStream] = {}
+        """By request id; owned by the engine thread."""
+        self._lock = threading.Lock()
+        self._pending = 0
+        self._closing = False
+        self._vacancies: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._thread = threading.Thread(target=self._run, name="cascade-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.shutdown()
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, wait: bool = False
+    ) -> AsyncStream:
+        """Starts a request of one sample; iterate over what is returned for its tokens.
+
+        Raises RequestError or CapacityError as `Engine.add_request` does, CapacityError when too
+        many requests are pending (unless `wait`), RequestError after `shutdown`.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError(f"a stream has one sample, got n={params.n}")
+        await self._enter(wait)
+        stream = AsyncStream(self, asyncio.get_running_loop())
+        try:
+            self._commands.put(lambda: self._add(stream, prompt, params))
+            await asyncio.shield(stream.started)
+        except BaseException:
+            stream.abandon()
+            raise
+        return stream
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, wait: bool = False
+    ) -> Generation:
+        """One request of one sample to its end."""
+        stream = await self.stream(prompt, params, wait=wait)
+        async with stream:
+            async for _ in stream:
+                pass
+        return stream.result()
+
+    async def stats(self) -> dict[str, Any]:
+        """`Engine.stats`, and how many requests are unfinished."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[dict[str, Any]] = loop.create_future()
+
+        def answer() -> None:
+            stats = {**self._engine.stats(), "pending": self._pending}
+            loop.call_soon_threadsafe(_resolve, future, stats)
+
+        self._submit(answer)
+        return await future
+
+    async def shutdown(self, drain: bool = True) -> None:
+        """Takes no more requests, finishes those there are (or with `drain=False` aborts them),
+        and ends the thread."""
+        with self._lock:
+            already, self._closing = self._closing, True
+        if not already:
+            self._commands.put(lambda: None if drain else self._abort_all())
+        await asyncio.to_thread(self._thread.join)
+
+    # Called by streams, in their event loop
+
+    def _forget(self, stream: AsyncStream) -> None:
+        self._commands.put(lambda: self._drop(stream))
+
+    async def _enter(self, wait: bool) -> None:
+        while True:
+            with self._lock:
+                if self._closing:
+                    raise RequestError("the engine is shutting down and takes no more requests")
+                if self._pending < self._max_pending:
+                    self._pending += 1
+                    return
+                if not wait:
+                    raise CapacityError(
+                        f"{self._pending} requests are pending, the most allowed: try again later, "
+                        "wait=True, or raise max_pending"
+                    )
+                loop = asyncio.get_running_loop()
+                vacancy = loop.create_future()
+                self._vacancies.append((loop, vacancy))
+            await vacancy
+
+    # In the engine thread
+
+    def _submit(self, command: Command) -> None:
+        with self._lock:
+            if self._closing:
+                raise RequestError("the engine is shutting down and takes no more requests")
+            self._commands.put(command)
+
+    def _run(self) -> None:
+        while True:
+            idle = not self._engine.has_work()
+            if idle and self._closing and self._pending == 0 and self._commands.empty():
+                return
+            self._obey(block=idle)
+            if self._engine.has_work():
+                self._step()
+
+    def _obey(self, block: bool) -> None:
+        """Carries out what has been asked; with `block`, waits until something is."""
+        try:
+            while True:
+                self._commands.get(block)()
+                block = False
+        except queue.Empty:
+            return
+
+    def _step(self) -> None:
+        try:
+            outputs = self._engine.step()
+        except DecodingError as error:
+            for request_id in error.request_ids:
+                self._end(request_id, error)
+            return
+        except Exception as error:
+            for request_id in list(self._streams):
+                self._engine.abort(request_id)
+                self._end(request_id, error)
+            return
+        for out in outputs:
+            stream = self._streams.get(out.request_id)
+            if stream is not None:
+                stream.deliver(out)
+            if out.finish_reason is not None:
+                self._end(out.request_id, None)
+
+    def _add(self, stream: AsyncStream, prompt: Prompt, params: SamplingParams) -> None:
+        try:
+            stream.request_id = self._engine.add_request(prompt, params)
+        except Exception as error:
+            self._leave()
+            stream.fail_to_start(error)
+            return
+        self._streams[stream.request_id] = stream
+        stream.start()
+
+    def _drop(self, stream: AsyncStream) -> None:
+        if self._streams.get(stream.request_id) is stream:
+            self._engine.abort(stream.request_id)
+            self._end(stream.request_id, None)
+
+    def _abort_all(self) -> None:
+        for request_id in list(self._streams):
+            self._engine.abort(request_id)
+            self._end(request_id, RequestError("the engine was shut down"))
+
+    def _end(self, request_id: str, error: Exception | None) -> None:
+        stream = self._streams.pop(request_id, None)
+        if stream is not None:
+            stream.end(error)
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._pending -= 1
+            vacancies, self._vacancies = self._vacancies, []
+        for loop, vacancy in vacancies:
+            _call(loop, functools.partial(_resolve, vacancy, None))
+
+
+class AsyncStream:
+    """The tokens of one request, for one consumer: `async for piece in stream`.
+
+    The request is aborted when the consumer goes away: on `aclose`, at the end of `async with`, or
+    when the task that waits for the next token is cancelled.
+    """
+
+    def __init__(self, owner: AsyncEngine, loop: asyncio.AbstractEventLoop) -> None:
+        self.request_id = ""
+        self.started: asyncio.Future[None] = loop.create_future()
+        self._owner = owner
+        self._loop = loop
+        self._queue: asyncio.Queue[StepOutput | Exception | None] = asyncio.Queue()
+        self._pieces: list[Piece] = []
+        self._out: StepOutput | None = None
+        self._ended = False
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while not self._pieces:
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                item = await self._queue.get()
+            except asyncio.CancelledError:
+                self.abandon()
+                raise
+            if item is None or isinstance(item, Exception):
+                self._ended = True
+                if item is not None:
+                    raise item
+            else:
+                self._out = item if self._out is None else self._out.followed_by(item)
+                self._pieces = item.pieces[::-1]
+        return self._pieces.pop()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Aborts the request if it has not ended."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """As `aclose`, from a plain function of the event loop."""
+        if not self._ended:
+            self._ended = True
+            self._pieces = []
+            self._owner._forget(self)
+
+    def result(self) -> Generation:
+        """What was produced so far. Raises RequestError before the first token."""
+        if self._out is None:
+            raise RequestError("the request has produced nothing yet")
+        return Generation.of(self._out)
+
+    # Called in the engine thread
+
+    def start(self) -> None:
+        _call(self._loop, lambda: _resolve(self.started, None))
+
+    def fail_to_start(self, error: Exception) -> None:
+        self._ended = True
+        _call(self._loop, functools.partial(_reject, self.started, error))
+
+    def deliver(self, out: StepOutput) -> None:
+        _call(self._loop, lambda: self._queue.put_nowait(out))
+
+    def end(self, error: Exception | None) -> None:
+        _call(self._loop, lambda: self._queue.put_nowait(error))
+
+
+def _resolve(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _reject(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """In the loop's thread; a loop that has been closed has nobody waiting."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(function)
