@@ -130,6 +130,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                bufsize=0,  # buffered streams hold locks, which a fork would copy
                 env={key: os.environ[key] for key in keep if key in os.environ},
             )
         except OSError as error:
@@ -153,8 +154,9 @@ class _Process:
         timer.start()
         try:
             with contextlib.suppress(OSError):
-                self._input.write(line)
-                self._input.flush()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._input.write(rest) or 0 :]
             answer = self._answers.get()
         finally:
             timer.cancel()
@@ -174,20 +176,26 @@ class _Process:
 
 
 def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[bytes], limit: int) -> None:
-    while True:
-        line = stream.readline(limit)
-        lines.put(line)
-        if not line.endswith(b"\n"):
-            return
+    """Hands over each line; at last an empty one, when there are no more or one is longer than
+    `limit`. Nobody else may close the stream: its number would soon be another file's."""
+    parts: list[bytes] = []
+    with stream:
+        while part := stream.read(1 << 16):
+            parts.append(part)
+            if part.endswith(b"\n"):  # there is one answer at a time
+                lines.put(b"".join(parts))
+                parts = []
+            elif sum(map(len, parts)) > limit:
+                break
+    lines.put(b"")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
 
 
 def _frame(value: Mapping[str, Any]) -> bytes:

@@ -63,6 +63,7 @@ class Engine:
         kv_cache_bytes: int | None = None,
         reuse_cache: bool = True,
         prefill_tokens: int = 512,
+        padding: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
         """Loads a target, its drafts (large to small) and an n-gram table.
@@ -72,12 +73,16 @@ class Engine:
         physical cores. `max_context` bounds every row (default: the target's own context);
         `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a prompt that
         begins like an earlier one starts from what is cached. A step feeds at most
-        `prefill_tokens` prompt tokens beside the running rows. `progress(model, done, total)` is
+        `prefill_tokens` prompt tokens beside the running rows. `padding`
+        "left" runs passes as dense left-padded batches instead of ragged ones, for comparison.
+        `progress(model, done, total)` is
         called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """
-        options = LoadOptions(device, dtype, threads, max_rows, max_context, kv_cache_bytes)
+        options = LoadOptions(
+            device, dtype, threads, max_rows, max_context, kv_cache_bytes, padding
+        )
         loaded = load_levels(target, drafts, tables, options, progress)
         return cls(loaded, policy, reuse_cache, prefill_tokens)
 

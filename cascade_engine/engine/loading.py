@@ -35,12 +35,15 @@ class LoadOptions:
     max_rows: int = 16
     max_context: int | None = None
     kv_cache_bytes: int | None = None
+    padding: str | None = None
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
             raise RequestError(f"device must be 'auto' or 'cpu', got {self.device!r}")
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise RequestError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}")
+        if self.padding not in (None, "left"):
+            raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
         for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -110,7 +113,16 @@ def load_levels(
         )
         level_context = min(context, model.config.max_positions)
         neural.append(
-            NeuralLevel(model.name, weights, backend, rows, level_context, tokens, vocab_size)
+            NeuralLevel(
+                model.name,
+                weights,
+                backend,
+                rows,
+                level_context,
+                tokens,
+                vocab_size,
+                options.padding == "left",
+            )
         )
     cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
     return Loaded(

@@ -19,7 +19,8 @@ class NeuralLevel:
     """A model that reviews, and thereby drafts: its own token ends every review.
 
     `context` is the number of tokens it can attend to; `tokens` the number its cache holds for all
-    rows together.
+    rows together. `left_padded`: passes over several rows are dense, each row padded on its left to
+    the longest (the papers' form of batches); else ragged. The tokens are the same.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class NeuralLevel:
         context: int,
         tokens: int,
         vocab_size: int,
+        left_padded: bool = False,
     ) -> None:
         config = weights.config
         self.name = name
@@ -38,6 +40,7 @@ class NeuralLevel:
         self.context = context
         self.vocab_size = vocab_size
         self._backend = backend
+        self._left_padded = left_padded
         self.rows = rows
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
@@ -149,6 +152,6 @@ class NeuralLevel:
             pages.reserve(slot, end, self.storage.copy_page)
         starts = [pages.length[slot] for slot in slots]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
-        self._program.run(slots, starts, counts, logits)
+        self._program.run(slots, starts, counts, logits, self._left_padded)
         for slot, end in zip(slots, ends, strict=True):
             pages.length[slot] = end

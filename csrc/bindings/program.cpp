@@ -67,7 +67,8 @@ void bind_program(py::module_& m) {
           },
           py::arg("tables"), py::arg("stride"), py::arg("pages"))
       .def("run", &Program::run, py::arg("rows"), py::arg("starts"), py::arg("counts"),
-           py::arg("logits"), py::call_guard<py::gil_scoped_release>(),
+           py::arg("logits"), py::arg("left_padded") = false,
+           py::call_guard<py::gil_scoped_release>(),
            "One pass: rows[i] feeds positions starts[i]..starts[i]+counts[i]-1 and wants logits "
            "for the last "
            "logits[i] of them.")

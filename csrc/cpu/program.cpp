@@ -1,5 +1,6 @@
 #include "ce/program.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -161,7 +162,8 @@ void Program::bind_block_tables(const int32_t* tables, int64_t stride, int64_t p
 }
 
 void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
-                  const std::vector<int>& counts, const std::vector<int>& logits) {
+                  const std::vector<int>& counts, const std::vector<int>& logits,
+                  bool left_padded) {
   const size_t sequences = rows.size();
   CE_CHECK(starts.size() == sequences && counts.size() == sequences && logits.size() == sequences,
            "rows, starts, counts and logits must have one entry per sequence");
@@ -171,32 +173,43 @@ void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
   ids_.clear();
   positions_.clear();
   logit_rows_.clear();
+  const int width =
+      left_padded && sequences > 0 ? *std::max_element(counts.begin(), counts.end()) : 0;
   for (size_t s = 0; s < sequences; ++s) {
-    CE_CHECK(rows[s] >= 0 && rows[s] < token_capacity_, "row ", rows[s], " is outside 0..",
-             token_capacity_ - 1);
     CE_CHECK(starts[s] >= 0 && counts[s] > 0 && logits[s] >= 0 && logits[s] <= counts[s],
              "sequence ", s, ": start ", starts[s], ", count ", counts[s], ", logits ", logits[s]);
-    CE_CHECK(starts[s] + counts[s] <= token_stride_ &&
-                 starts[s] + counts[s] <= table_stride_ * kPageTokens,
-             "sequence ", s, " ends at ", starts[s] + counts[s], ", past its row's capacity");
-    const int32_t* tokens = tokens_ + rows[s] * token_stride_;
-    const int32_t* table = tables_ + rows[s] * table_stride_;
-    for (int p = 0; p * kPageTokens < starts[s] + counts[s]; ++p)
-      CE_CHECK(table[p] >= 0 && table[p] < pages_, "row ", rows[s], ": block ", p, " names page ",
-               table[p], " of ", pages_);
-    segments_.push_back({starts[s], counts[s], static_cast<int32_t>(ids_.size()), table, tokens});
-    for (int i = 0; i < counts[s]; ++i) {
-      if (i >= counts[s] - logits[s]) logit_rows_.push_back(static_cast<int32_t>(ids_.size()));
-      ids_.push_back(tokens[starts[s] + i]);
-      positions_.push_back(starts[s] + i);
-    }
+    add_sequence(rows[s], starts[s], counts[s], logits[s], std::max(0, width - counts[s]));
   }
   for (Buffer& buffer : buffers_) {
     const size_t count = buffer.per_logit ? logit_rows_.size() : ids_.size();
-    buffer.data = buffer.memory.reserve(
-        static_cast<int64_t>(count) * buffer.cols * dtype_size(buffer.dtype) + 64);
+    const int64_t bytes = static_cast<int64_t>(count) * buffer.cols * dtype_size(buffer.dtype) + 64;
+    buffer.data = buffer.memory.reserve(bytes);
+    // Attention leaves rows of padding as they are: they must be numbers for what comes after.
+    if (left_padded) std::memset(buffer.data, 0, static_cast<size_t>(bytes));
   }
   for (const auto& step : steps_) step();
+}
+
+void Program::add_sequence(int row, int start, int count, int logits, int padding) {
+  CE_CHECK(row >= 0 && row < token_capacity_, "row ", row, " is outside 0..", token_capacity_ - 1);
+  const int64_t end = int64_t{start} + count;
+  CE_CHECK(end <= token_stride_ && end <= table_stride_ * kPageTokens, "row ", row, " ends at ",
+           end, ", past its capacity");
+  const int32_t* tokens = tokens_ + row * token_stride_;
+  const int32_t* table = tables_ + row * table_stride_;
+  for (int64_t p = 0; p * kPageTokens < end; ++p)
+    CE_CHECK(table[p] >= 0 && table[p] < pages_, "row ", row, ": block ", p, " names page ",
+             table[p], " of ", pages_);
+  for (int i = 0; i < padding; ++i) {
+    ids_.push_back(0);
+    positions_.push_back(0);
+  }
+  segments_.push_back({start, count, static_cast<int32_t>(ids_.size()), table, tokens});
+  for (int i = 0; i < count; ++i) {
+    if (i >= count - logits) logit_rows_.push_back(static_cast<int32_t>(ids_.size()));
+    ids_.push_back(tokens[start + i]);
+    positions_.push_back(start + i);
+  }
 }
 
 float* Program::data_f32(int id) {

@@ -207,7 +207,7 @@ def test_without_jinja2_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RequestError, match=r"needs jinja2 >= 3\.1\.6, got 3\.1\.5: pip install"):
         Sandbox("t", "x")
     monkeypatch.setattr(sandbox, "jinja2", None)
-    with pytest.raises(RequestError, match="needs the jinja2 package: pip install .*chat"):
+    with pytest.raises(RequestError, match=r"needs the jinja2 package: pip install .*chat"):
         Sandbox("t", "x")
 
 

@@ -78,6 +78,7 @@ class Schedule:
             kv_cache_bytes=rng.choice([8, 10, 40]) * 16 * 2 * 5 * 2 * 4 * 8 * 4,
             reuse_cache=rng.random() < 0.7,
             prefill_tokens=rng.choice([4, 40, 512]),
+            padding=rng.choice([None, None, "left"]),
         )
         self.asked: dict[str, tuple[list[int], SamplingParams]] = {}
         self.got: dict[tuple[str, int], list[int]] = {}

@@ -167,6 +167,32 @@ def test_tiles_passed_over_never_hold_the_winner(isa: str, scale: float) -> None
 
 
 @every_isa
+def test_the_largest_noise_can_win_from_far_below(isa: str) -> None:
+    """A token with the highest random bits there are, 22 below the others, in another tile."""
+    key, found = (5, 6), 0
+    for c3 in range(2**32):
+        block = (philox.MASK, 3, 4, c3)
+        counter = philox.inverse(block, key)
+        if counter[0] >= 250:  # 1,000 tokens are enough
+            if c3 > 1 << 10 and found == 0:
+                block = (philox.MASK, c3, 4, c3)
+            continue
+        found += 1
+        break
+    assert found
+
+
+@every_isa
+def test_ties_of_perturbed_values_go_to_the_lowest_id(isa: str) -> None:
+    """Where the logits are so large that the noise drowns in their rounding."""
+    values = torch.zeros(1000)
+    values[[70, 71, 500, 999]] = 1e12
+    for position in range(20):
+        key = _C.NoiseKey(1, position)
+        assert _C.gumbel_argmax(context(isa), values.data_ptr(), 1000, 1.0, key) == 70
+
+
+@every_isa
 def test_results_do_not_depend_on_where_the_row_stands(isa: str) -> None:
     ctx, key = context(isa), _C.NoiseKey(5, 6)
     values = torch.randn(1003, generator=torch.Generator().manual_seed(2))

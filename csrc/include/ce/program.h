@@ -51,9 +51,11 @@ class Program {
   void bind_block_tables(const int32_t* tables, int64_t stride, int64_t pages);
 
   // One pass over sequences: rows[i] of the bound tables feeds tokens at positions
-  // starts[i]..starts[i]+counts[i]-1, and wants logits for the last logits[i] of them.
+  // starts[i]..starts[i]+counts[i]-1, and wants logits for the last logits[i] of them. With
+  // left_padded, every sequence takes as many activation rows as the longest: dense shapes, with
+  // rows of padding before its own that no attention sees and nothing is stored for.
   void run(const std::vector<int>& rows, const std::vector<int>& starts,
-           const std::vector<int>& counts, const std::vector<int>& logits);
+           const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded);
 
   float* data_f32(int id);  // of the last run
   int64_t cols(int id) const;
@@ -67,6 +69,7 @@ class Program {
     Scratch memory;
     void* data = nullptr;
   };
+  void add_sequence(int row, int start, int count, int logits, int padding);
   const Buffer& checked(int id, DType dtype, int64_t cols, const char* what) const;
 
   ThreadPool& pool_;
