@@ -6,7 +6,8 @@ Files in `--out` (default build/demo/MODEL): `checkpoint.pt` (resumable with --r
 KL(target || draft), and `--texts` mixes in documents that the target itself wrote (distill.py), as
 DistillSpec does (Zhou et al., arXiv 2310.08461). The learning rate is constant after a short warm-up
 and falls linearly to 0 over the last part of the run, so a resumed run may be given fewer or more
-`--steps`.
+`--steps`. LLaMA models learn fastest on short rows but know only the positions they were trained on:
+`--until STEP` ends a first phase, `--resume --row-length 1024` goes on with long rows to the end.
 """
 
 from __future__ import annotations
@@ -87,13 +88,14 @@ class Trainer:
         self.tokenizer: SentencePieceProcessor = load_tokenizer(args.tokenizer)
         torch.manual_seed(args.seed)
         self.model: Any = build_model(args.model)
-        if (
-            self.preset.family == "llama"
-        ):  # measured on CPUs: eager is faster up to a few hundred positions
-            self.model.set_attn_implementation("eager" if args.row_length <= 512 else "sdpa")
         self.optimizers = self._optimizers()
         self.step, self.seconds, self.tokens = 0, 0.0, 0
-        self.teacher = self._load_teacher(args.teacher)
+        self.teacher: Any = None
+        if args.teacher is not None:
+            self.teacher = load_model(args.teacher, self.preset.family, torch.float32)
+        if self.preset.family == "llama" and args.row_length <= 512:
+            for model in filter(None, (self.model, self.teacher)):
+                model.set_attn_implementation("eager")  # on CPUs faster than sdpa for short rows
         if args.resume and (self.out / "checkpoint.pt").exists():
             self._load_checkpoint(self.out / "checkpoint.pt")
         elif args.init is not None:
@@ -124,11 +126,6 @@ class Trainer:
                 group["base_lr"] = group["lr"]
         return [muon, adam]
 
-    def _load_teacher(self, folder: Path | None) -> Any:
-        if folder is None:
-            return None
-        return load_model(folder, self.preset.family, torch.float32)
-
     def batches(self, split: str, seed: int) -> Iterator[Batch]:
         """Batches of a split; of the train split, a share of the documents comes from `--texts`."""
         stream: Iterator[Document] = documents(split, seed)  # type: ignore[arg-type]
@@ -147,11 +144,12 @@ class Trainer:
     def train(self) -> None:
         """Run to the last step, then save `final/`; SIGTERM saves a checkpoint and stops."""
         stopping: list[int] = []
+        last = min(self.steps, self.args.until or self.steps)
         signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
         stream = self.batches("train", seed=self.args.seed * 1_000_003 + self.step)
         bar = tqdm(total=self.steps, initial=self.step, desc=self.args.model, mininterval=10.0)
         last_save, running = time.monotonic(), 0.0
-        while self.step < self.steps and not stopping:
+        while self.step < last and not stopping:
             started = time.monotonic()
             batch = next(stream)
             loss = loss_of(self.model, batch, self.teacher, self.args.teacher_share)
@@ -193,6 +191,8 @@ class Trainer:
         record = {
             "step": self.step,
             "steps": self.steps,
+            "row_length": self.args.row_length,
+            "distilled": self.teacher is not None,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9)),
@@ -240,6 +240,7 @@ def main() -> None:
     )
     parser.add_argument("--init", type=Path, help="checkpoint.pt whose weights start a new run")
     parser.add_argument("--steps", type=int, help="optimizer steps of the whole run")
+    parser.add_argument("--until", type=int, help="stop after this step, with a checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--row-length", type=int, default=288, help="tokens in a packed row")
     parser.add_argument("--teacher", type=Path, help="folder of the target to distil from")

@@ -14,15 +14,20 @@ namespace {
 // One step of a chain is 4 bytes of x per row and 128 bytes of W per block, for both dtypes: one
 // f32 element, or a pair of bf16 (two f32 after widening, the odd one first).
 constexpr int kStepBytes = 128;
-constexpr int kGroupRows = 112;  // rows whose sums wait on the stack between slabs
-constexpr int kSlabSteps = 128;  // 16 KB of W: stays in the first cache while all tiles pass
+constexpr int kGroupRows = 112;       // rows whose sums wait on the stack between slabs
+constexpr int64_t kSlabSteps = 128;   // 16 KB of W: stays in the first cache while tiles pass
+constexpr int64_t kPackSlab = 256;    // steps of x packed in one go
+constexpr int kPrefetchBytes = 6144;  // how far ahead the only tile of a block reads
+constexpr int64_t kPiecesPerWorker =
+    3;  // of the blocks: few restarts, and a late worker costs little
 
+// Most rows of a tile, and of a tile whose sums of both halves of a block fit the registers.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 14;
+constexpr int kTileRows = 14, kWholeRows = 14;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 6;
+constexpr int kTileRows = 6, kWholeRows = 3;
 #else
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 1, kWholeRows = 1;
 #endif
 
 #if defined(__AVX512BF16__)
@@ -44,12 +49,12 @@ struct TileArgs {
   int64_t steps;
   float* sums;           // [rows][32]
   bool first;            // start from zero instead of from sums
-  const char* prefetch;  // kPrefetchLines lines a step
+  const char* prefetch;  // what to fetch meanwhile, see Prefetch
 };
 
-static inline void prefetch_line(const char* p) {
-  __builtin_prefetch(p, 0, 3);
-}
+// own: the stream that this tile reads, further on, to the first cache. next: one line a step, so
+// half of the next slab in one pass, to the second cache, because this slab still fills the first.
+enum class Prefetch { own, next };
 
 #if defined(__AVX512F__)
 static inline f32x16 load_even(const char* w) {
@@ -124,48 +129,46 @@ static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x) 
   }
 }
 
-// One slab of one block for R rows.
-template <int R, Mode kMode, int kPrefetchLines>
+// One slab of one block for R rows, V vectors of columns at a time.
+template <int R, Mode kMode, Prefetch kPrefetch>
 static void tile(const TileArgs& args) {
-#if defined(__AVX512F__)
-  constexpr int V = 2;
-#elif defined(__AVX2__)
-  constexpr int V = R <= 3 ? 2 : 1;
-#else
-  constexpr int V = 1;
-#endif
+  constexpr int V = R <= kWholeRows ? 2 : 1;
   constexpr int kStride = R * lanes_per_step(kMode);
-  for (int half = 0; half < 2; half += V) {
+  for (int first = 0; first < 2; first += V) {
     f32x16 sum[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v)
-        sum[r][v] = args.first ? zero() : load(args.sums + r * kBlockColumns + 16 * (half + v));
-    const char* w = args.w + 64 * half;
-    const char* ahead = args.prefetch;
+        sum[r][v] = args.first ? zero() : load(args.sums + r * kBlockColumns + 16 * (first + v));
+    const char* w = args.w + 64 * first;
+    const char* ahead = args.prefetch + first * args.steps * 64;
     const float* x = args.x;
     for (int64_t step = 0; step < args.steps; ++step) {
-      for (int line = 0; line < kPrefetchLines; ++line) prefetch_line(ahead + 64 * line);
-      ahead += 64 * kPrefetchLines;
+      if constexpr (kPrefetch == Prefetch::own)
+        for (int v = 0; v < V; ++v) __builtin_prefetch(ahead + 64 * v, 0, 3);
+      else
+        __builtin_prefetch(ahead, 0, 2);
+      ahead += kPrefetch == Prefetch::own ? kStepBytes : 64;
       add_step<R, V, kMode>(sum, w, x);
       w += kStepBytes;
       x += kStride;
     }
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) store(args.sums + r * kBlockColumns + 16 * (half + v), sum[r][v]);
+      for (int v = 0; v < V; ++v)
+        store(args.sums + r * kBlockColumns + 16 * (first + v), sum[r][v]);
   }
 }
 
 using TileFunction = void (*)(const TileArgs&);
 struct TileTable {
-  TileFunction alone[kTileRows + 1];   // the only tile of its block: prefetches its own stream
-  TileFunction shared[kTileRows + 1];  // one of several: half of the next slab
+  TileFunction alone[kTileRows + 1];   // the only tile of its block
+  TileFunction shared[kTileRows + 1];  // one of several
 };
 
 template <Mode kMode, int R>
 static constexpr void fill_table(TileTable& table) {
   if constexpr (R > 0) {
-    table.alone[R] = tile<R, kMode, 2>;
-    table.shared[R] = tile<R, kMode, 1>;
+    table.alone[R] = tile<R, kMode, Prefetch::own>;
+    table.shared[R] = tile<R, kMode, Prefetch::next>;
     fill_table<kMode, R - 1>(table);
   }
 }
@@ -198,30 +201,93 @@ struct Call {
   const float* x;  // packed: tile after tile, each [steps][lanes][rows of the tile]
 };
 
-// Packs the rows of one tile.
-static void pack_tile(const Call& call, int64_t tile, float* target) {
-  const LinearArgs& args = call.args;
-  const int64_t rows = call.tiling.rows(tile), k = args.w.k;
-  const int64_t first = call.tiling.first_row(tile);
-  float* out = target + first * call.steps * call.lanes;
-  for (int64_t r = 0; r < rows; ++r) {
-    if (args.w.dtype == DType::f32) {
-      const float* x = static_cast<const float*>(args.x) + (first + r) * k;
-      for (int64_t i = 0; i < k; ++i) out[i * rows + r] = x[i];
-      continue;
+#if defined(__AVX512F__)
+constexpr int kPackSteps = 16;
+
+// Rows to columns. Each stage interleaves ever larger groups of lanes.
+static inline void transpose(__m512 (&m)[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(m[i], m[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(m[i], m[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
     }
-    const bf16* x = static_cast<const bf16*>(args.x) + (first + r) * k;
-    for (int64_t i = 0; i < call.steps; ++i) {
-      const uint32_t even = x[2 * i].bits;
-      const uint32_t odd = 2 * i + 1 < k ? x[2 * i + 1].bits : 0;
-      if (kNativePairs) {
-        const uint32_t pair = even | odd << 16;
-        std::memcpy(out + i * rows + r, &pair, 4);
-      } else {
-        const uint32_t wide_odd = odd << 16, wide_even = even << 16;
-        std::memcpy(out + 2 * i * rows + r, &wide_odd, 4);
-        std::memcpy(out + (2 * i + 1) * rows + r, &wide_even, 4);
-      }
+  for (int i = 0; i < 16; i += 8)
+    for (int j = 0; j < 4; ++j) {
+      a[i + j] = _mm512_shuffle_f32x4(b[i + j], b[i + j + 4], 0x88);
+      a[i + j + 4] = _mm512_shuffle_f32x4(b[i + j], b[i + j + 4], 0xdd);
+    }
+  for (int j = 0; j < 8; ++j) {
+    m[j] = _mm512_shuffle_f32x4(a[j], a[j + 8], 0x88);
+    m[j + 8] = _mm512_shuffle_f32x4(a[j], a[j + 8], 0xdd);
+  }
+}
+
+// out[s * stride + r] = row r's step s, for 16 steps; even or odd halves of pairs when widening.
+template <typename Load>
+static inline void pack_square(float* out, int64_t stride, int rows, const Load& load_row) {
+  __m512 m[16];
+  for (int r = 0; r < 16; ++r) m[r] = r < rows ? load_row(r) : _mm512_setzero_ps();
+  transpose(m);
+  const __mmask16 mask = static_cast<__mmask16>((1u << rows) - 1u);
+  for (int s = 0; s < 16; ++s) _mm512_mask_storeu_ps(out + s * stride, mask, m[s]);
+}
+
+static void pack_steps(const char* x, int64_t row_bytes, int rows, Mode mode, float* out) {
+  if (mode != Mode::widened) {
+    pack_square(out, rows, rows, [&](int r) { return _mm512_loadu_ps(x + r * row_bytes); });
+    return;
+  }
+  pack_square(out, 2 * rows, rows, [&](int r) { return load_odd(x + r * row_bytes).v; });
+  pack_square(out + rows, 2 * rows, rows, [&](int r) { return load_even(x + r * row_bytes).v; });
+}
+#else
+constexpr int kPackSteps = 1;
+
+static void pack_steps(const char* x, int64_t row_bytes, int rows, Mode mode, float* out) {
+  for (int r = 0; r < rows; ++r) {
+    uint32_t bits;
+    std::memcpy(&bits, x + r * row_bytes, 4);
+    if (mode == Mode::widened) {
+      const uint32_t odd = bits & 0xffff0000u, even = bits << 16;
+      std::memcpy(out + r, &odd, 4);
+      std::memcpy(out + rows + r, &even, 4);
+    } else {
+      std::memcpy(out + r, &bits, 4);
+    }
+  }
+}
+#endif
+
+// Packs steps begin..end-1 of one tile.
+static void pack_tile(const Call& call, int64_t tile, int64_t begin, int64_t end, float* packed) {
+  const LinearArgs& args = call.args;
+  const Mode mode = args.w.dtype == DType::f32 ? Mode::f32 : kPairMode;
+  const int rows = static_cast<int>(call.tiling.rows(tile));
+  const int64_t first = call.tiling.first_row(tile),
+                row_bytes = args.w.k * dtype_size(args.w.dtype);
+  const char* x = static_cast<const char*>(args.x) + first * row_bytes;
+  float* out = packed + first * call.steps * call.lanes;
+  const int64_t stride = int64_t{rows} * call.lanes;
+  const int64_t whole = row_bytes / 4 < end ? row_bytes / 4 : end;  // steps that x holds whole
+  int64_t step = begin;
+  for (; step + kPackSteps <= whole; step += kPackSteps)
+    pack_steps(x + 4 * step, row_bytes, rows, mode, out + step * stride);
+  for (; step < end; ++step) {
+    // One step at a time: the last pair of an odd k is half empty.
+    const int64_t bytes = row_bytes - 4 * step < 4 ? row_bytes - 4 * step : 4;
+    for (int r = 0; r < rows; ++r) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, x + r * row_bytes + 4 * step, static_cast<size_t>(bytes));
+      const uint32_t odd = bits & 0xffff0000u, even = bits << 16;
+      float* target = out + step * stride + r;
+      std::memcpy(target, mode == Mode::widened ? &odd : &bits, 4);
+      if (mode == Mode::widened) std::memcpy(target + rows, &even, 4);
     }
   }
 }
@@ -249,11 +315,12 @@ static void run_block(const Call& call, int64_t block) {
   const char* w = static_cast<const char*>(call.args.w.data) + block * call.steps * kStepBytes;
   alignas(64) float sums[kGroupRows * kBlockColumns];
   const Tiling& tiling = call.tiling;
-  if (tiling.count == 1) {
-    table.alone[tiling.base]({w, call.x, call.steps, sums, true, w + 2048});
+  if (call.args.rows <= kWholeRows) {
+    table.alone[tiling.base]({w, call.x, call.steps, sums, true, w + kPrefetchBytes});
     finish(call.args, block, 0, tiling.base, sums);
     return;
   }
+  const int64_t passes = tiling.rows(0) <= kWholeRows ? 2 : 1;  // tiles that fetch the next slab
   constexpr int64_t kGroupTiles = kGroupRows / kTileRows;
   for (int64_t begin = 0; begin < tiling.count; begin += kGroupTiles) {
     const int64_t end = begin + kGroupTiles < tiling.count ? begin + kGroupTiles : tiling.count;
@@ -265,13 +332,27 @@ static void run_block(const Call& call, int64_t block) {
         const int64_t rows = tiling.rows(t), row = tiling.first_row(t);
         const float* x = call.x + (row * call.steps + step * rows) * call.lanes;
         const char* next =
-            t - begin < 2 ? slab + kSlabSteps * kStepBytes + (t - begin) * steps * 64 : slab;
+            t - begin < passes ? slab + steps * (kStepBytes + 64 * (t - begin)) : slab;
         table.shared[rows](
             {slab, x, steps, sums + (row - first_row) * kBlockColumns, step == 0, next});
       }
     }
     finish(call.args, block, first_row, tiling.first_row(end) - first_row, sums);
   }
+}
+
+// Cuts x into the tiles' panels, by all workers when there is enough of it.
+static void pack(const Call& call, float* packed, ThreadPool& pool) {
+  const int64_t slabs = (call.steps + kPackSlab - 1) / kPackSlab;
+  const int64_t count = call.tiling.count * slabs;
+  const bool alone = call.args.rows * call.steps < 8192;
+  pool.parallel_for(count, alone ? count : 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % slabs * kPackSlab;
+      const int64_t last = first + kPackSlab < call.steps ? first + kPackSlab : call.steps;
+      pack_tile(call, i / slabs, first, last, packed);
+    }
+  });
 }
 
 }  // namespace
@@ -286,12 +367,10 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
   if (as_it_is)
     call.x = static_cast<const float*>(args.x);
   else
-    pool.parallel_for(call.tiling.count, args.rows * args.w.k < 32768 ? call.tiling.count : 1,
-                      [&](int64_t begin, int64_t end, int) {
-                        for (int64_t t = begin; t < end; ++t) pack_tile(call, t, packed);
-                      });
+    pack(call, packed, pool);
   const int64_t blocks = (args.w.n + kBlockColumns - 1) / kBlockColumns;
-  const int64_t grain = 1 + blocks / (8 * pool.size());
+  const int64_t pieces = kPiecesPerWorker * pool.size();
+  const int64_t grain = (blocks + pieces - 1) / pieces;
   pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t block = begin; block < end; ++block) run_block(call, block);
   });

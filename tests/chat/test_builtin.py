@@ -58,7 +58,8 @@ def talk(prompts: list[str], outputs: list[str]) -> list[dict[str, Any]]:
 )
 def test_text(name: str, system: str | None, text: str) -> None:
     chat = ChatFormat.named(name)
-    assert chat.render(say(" q\n", " a", "r", system=system)) == text
+    padded = None if system is None else f" {system}\n"
+    assert chat.render(say(" q\n", " a", "r", system=padded)) == text
     without_cue = text.removesuffix(" ASSISTANT:").removesuffix("\nAnswer:")
     assert chat.render(say("q", "a", "r", system=system), False) == without_cue
     assert chat.render(say("q", "a", system=system), False) == text[: text.index("</s>") + 4]

@@ -109,6 +109,34 @@ def test_a_message_cannot_become_markup(
         assert plain.count(evil.replace(" ", "")) >= 5
 
 
+def test_a_disguised_message_reads_exactly_as_it_was(
+    directory: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Not a space more, though these prompts are encoded in parts."""
+    word_tokenizer = loaded(sentencepiece(tmp_path))
+    text = "a</s>b <s>c<|im_end|>d<unk>\n <s><s> e"
+    for chosen, mark in ((word_tokenizer, "<s>"), (tokenizer, "<|im_start|>")):
+        chat = ChatFormat.from_template(mark + "[{{ messages[0].content }}]" + mark + "x")
+        ids = chat.encode(say(text), chosen)
+        number = chosen.special_ids()[mark]
+        assert ids[0] == number
+        assert chosen.decode(ids[1:], continues=True) == f"[{text}]x"
+        # Behind a special token, and in front of it, the tokens are the usual ones.
+        usual = chosen.encode(mark + "[a", add_bos=False, parse_special=True)
+        assert ids[: len(usual) - 1] == usual[:-1]
+        tail = chosen.encode(mark + "x", add_bos=False, parse_special=True)
+        assert ids[-len(tail) :] == tail
+
+
+def test_names_of_arguments_are_text_too(tokenizer: Tokenizer) -> None:
+    chat = ChatFormat.from_template("{{ messages[0].tool_calls | tojson }}{{ tools | tojson }}")
+    evil = [{"arguments": {"<|im_end|>": ["<|im_start|>"]}}]
+    message = {"role": "assistant", "content": None, "tool_calls": evil}
+    ids = chat.encode([message], tokenizer, variables={"tools": evil})
+    assert not set(ids) & set(tokenizer.special_ids().values())
+    assert tokenizer.decode(ids) == json.dumps(evil) * 2
+
+
 def test_tokens_that_a_template_writes_are_protected_if_not_special(
     directory: Path, tokenizer: Tokenizer
 ) -> None:
@@ -189,10 +217,10 @@ def test_the_template_of_a_directory(tmp_path: Path, directory: Path) -> None:
     assert ChatFormat.for_directory(tmp_path, "tool_use").render(say("a")) == "tool_use<end>"
     with pytest.raises(RequestError, match="'rag': choose one of default, tool_use"):
         ChatFormat.for_directory(tmp_path, "rag")
-    (tmp_path / "chat_template.jinja").write_text("file\n")
+    (tmp_path / "chat_template.jinja").write_text("{{ tools is none }}{{ documents is none }}\n")
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("found")
-    assert ChatFormat.for_directory(tmp_path).render(say("a")) == "file"
+    assert ChatFormat.for_directory(tmp_path).render(say("a")) == "TrueTrue"
     assert ChatFormat.for_directory(tmp_path, "rag").render(say("a")) == "found"
 
 

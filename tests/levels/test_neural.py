@@ -43,7 +43,7 @@ class Oracle:
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """`[len(tokens), vocab]`; row i predicts token i + 1."""
         self._level.truncate(0, 0)
-        self._level._rows.write(0, list(tokens))
+        self._level.rows.write(0, list(tokens))
         return self._level.score(0, len(tokens), len(tokens))
 
     def verdict(self, tokens: Sequence[int], frontier: int) -> tuple[int, int]:
@@ -77,10 +77,10 @@ def draft_behind(row: list[int], width: int, oracle: Oracle, rng: random.Random)
 
 def review(level: NeuralLevel, slot: int, tokens: list[int], frontier: int) -> tuple[int, int]:
     """Writes the row, reviews it and rolls the cache back to the row's new length."""
-    level._rows.write(slot, tokens)
+    level.rows.write(slot, tokens)
     [verdict] = level.review([ReviewItem(slot, frontier, len(tokens), GREEDY)], 1.0)
     kept, token = verdict.num_accepted, verdict.token
-    assert level._rows.read(slot, 0, frontier + kept + 1) == [*tokens[: frontier + kept], token]
+    assert level.rows.read(slot, 0, frontier + kept + 1) == [*tokens[: frontier + kept], token]
     level.truncate(slot, frontier + kept)
     level.pages.check_integrity()
     return kept, token
@@ -105,7 +105,7 @@ def test_a_level_that_lags_catches_up(
     for lag in (1, 2, 17, 64, 150):
         level.truncate(0, 0)
         row = random_tokens(rng, rng.randint(lag, 180))
-        level._rows.write(0, row)
+        level.rows.write(0, row)
         level.prefill(0, len(row) - lag)
         draft = draft_behind(row, 6, oracle, rng)
         passes.clear()
@@ -127,7 +127,7 @@ def test_any_history_gives_the_bits_of_a_fresh_start(weights: LlamaWeights, orac
             rows[slot] = row[:keep] + random_tokens(rng, rng.randint(0, 4))
             level.truncate(slot, min(keep, len(rows[slot]) - 1))
         elif rng.random() < 0.2:
-            level._rows.write(slot, row)
+            level.rows.write(slot, row)
             start = min(level.pages.length[slot], len(row) - 1)
             level.truncate(slot, start)
             ours = level.score(slot, len(row), len(row) - start)
@@ -152,7 +152,7 @@ def test_rows_are_reviewed_together_as_alone(weights: LlamaWeights, oracle: Orac
     items, expected = [], []
     for slot, row in rows.items():
         drafted = row + draft_behind(row, slot * 3, oracle, rng)
-        level._rows.write(slot, drafted)
+        level.rows.write(slot, drafted)
         level.prefill(slot, len(row) // 2)
         items.append(ReviewItem(slot, len(row), len(drafted), GREEDY))
         expected.append(oracle.verdict(drafted, len(row)))
@@ -174,13 +174,13 @@ def test_a_fork_goes_its_own_way(weights: LlamaWeights, oracle: Oracle) -> None:
     """Rows that share pages up to the middle of one. Breaks when a shared page is written."""
     rng, level = random.Random(2), make_level(weights)
     row = random_tokens(rng, 45)
-    level._rows.write(0, row)
+    level.rows.write(0, row)
     level.prefill(0, 45)
     level.fork(0, 1, 41)
     level.fork(0, 2, 45)
     for slot, shared in ((1, 41), (2, 45), (0, 45)):
         tokens = row[:shared] + random_tokens(rng, 20)
-        level._rows.write(slot, tokens)
+        level.rows.write(slot, tokens)
         ours = level.score(slot, len(tokens), 20)
         assert_same_bits(ours, oracle.logits(tokens)[-20:], f"slot {slot}")
         level.pages.check_integrity()
@@ -194,7 +194,7 @@ def test_the_context_ends_where_it_says(weights: LlamaWeights, oracle: Oracle) -
     assert review(level, 0, row, 50) == oracle.verdict(row, 50)
     for tokens in (51, 70, 150):
         longer = random_tokens(rng, tokens)
-        level._rows.write(1, longer)
+        level.rows.write(1, longer)
         with pytest.raises(CapacityError, match=rf"{tokens} tokens do not fit a row of 50"):
             level.review([ReviewItem(1, tokens, tokens, GREEDY)], 1.0)
         level.pages.check_integrity()
@@ -207,7 +207,7 @@ def test_a_full_cache_is_an_error_and_not_the_end(weights: LlamaWeights, oracle:
     rng, level = random.Random(4), make_level(weights, tokens=96)
     rows = [random_tokens(rng, 60), random_tokens(rng, 50)]
     assert review(level, 0, rows[0], 60) == oracle.verdict(rows[0], 60)
-    level._rows.write(1, rows[1])
+    level.rows.write(1, rows[1])
     with pytest.raises(CapacityError, match=r"the key/value cache is full: 4 pages .* 2 of 6 free"):
         level.review([ReviewItem(1, 50, 50, GREEDY)], 1.0)
     level.truncate(0, 0)
@@ -216,7 +216,7 @@ def test_a_full_cache_is_an_error_and_not_the_end(weights: LlamaWeights, oracle:
 
 def test_an_unknown_token_leaves_the_cache_as_it_was(weights: LlamaWeights, oracle: Oracle) -> None:
     level, row = make_level(weights), random_tokens(random.Random(6), 40)
-    level._rows.write(0, [*row[:30], VOCAB, *row[31:]])
+    level.rows.write(0, [*row[:30], VOCAB, *row[31:]])
     level.prefill(0, 20)
     with pytest.raises(ValueError, match=f"token id {VOCAB} is outside the vocabulary of {VOCAB}"):
         level.review([ReviewItem(0, 38, 40, GREEDY)], 1.0)

@@ -17,7 +17,7 @@ from cascade_engine.ops import CpuBackend
 from tests.ops.support import F32, NativePass, assert_same_bits, bits
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 60.0
+DEADLINE = 30.0
 FORKS_A_PASS = 25
 MATRIX, WEIGHT, BIAS = torch.randn(64, 8), torch.randn(8, 8) / 3, torch.randn(8)
 

@@ -1,0 +1,55 @@
+"""LLaMA shapes with random weights: right for times, meaningless as text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from cascade_engine.models.config import load_config
+
+SHAPES = {
+    "110m": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "15m": {
+        "hidden_size": 288,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+    },
+}
+DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+
+def write_shape(name: str, dtype: str, directory: Path) -> Path:
+    """A checkpoint of a named shape (vocabulary 32000, tied head, context 8192) with random
+    weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "dtype": str(DTYPES[dtype]).removeprefix("torch."),
+        **SHAPES[name],
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+    shapes = load_config(directory).tensor_shapes()
+    tensors = {
+        key: (torch.randn(shape, generator=generator) * 0.02).to(DTYPES[dtype])
+        for key, shape in shapes.items()
+    }
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
