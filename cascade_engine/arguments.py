@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from cascade_engine.errors import RequestError
@@ -11,7 +12,9 @@ from cascade_engine.policy import FixedCascade, PlainDecoding, Policy
 
 EXAMPLES = """\
 examples:
+  python -m cascade_engine.generate "How can I save water at home?"
   python -m cascade_engine.generate --target DIR "Once upon a time"
+  python -m cascade_engine.generate --target DIR --chat --interactive
   python -m cascade_engine.generate --target DIR --draft SMALLER --k-matrix "13,10;0,10" --compare
   python -m cascade_engine.generate --target DIR --temperature 0.8 --top-p 0.95 --n 3 --seed 7 "Hi"
   echo "Once upon a time" | python -m cascade_engine.generate --target DIR --quiet
@@ -29,12 +32,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("prompt", nargs="?", help="default: --prompt-file, else standard input")
+    p.add_argument(
+        "prompt",
+        nargs="?",
+        help="default: --prompt-file, else standard input; a built-in question with no --target",
+    )
     p.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file")
     _add_models(p.add_argument_group("models"))
     _add_sampling(p.add_argument_group("sampling"))
     _add_stops(p.add_argument_group("stopping"))
     _add_cascade(p.add_argument_group("cascade"))
+    chat = p.add_argument_group("conversations")
+    chat.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    chat.add_argument("--system", metavar="TEXT", help="a system message before it")
+    chat.add_argument(
+        "--chat-format", metavar="NAME", help="llama-2, vicuna or plain; default: the target's own"
+    )
+    chat.add_argument("--interactive", action="store_true", help="a conversation, line by line")
     output = p.add_argument_group("output")
     output.add_argument(
         "--logprobs", type=int, metavar="N", help="print each token's, and the top N"
@@ -45,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--target", metavar="DIR", required=True, help="Hugging Face directory")
+    group.add_argument(
+        "--target", metavar="DIR", help="Hugging Face directory; default: the embedded models"
+    )
     group.add_argument(
         "--draft", metavar="DIR", action="append", default=[], help="repeatable, large to small"
     )
@@ -113,8 +129,9 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     )
 
 
-def policy(args: argparse.Namespace, drafting_levels: int) -> Policy:
-    """The policy asked for; raises RequestError for options that exclude each other."""
+def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy:
+    """The policy asked for, `default` being the matrix when none is given; raises RequestError for
+    options that exclude each other."""
     if args.plain:
         for name, given in (("--k-matrix", args.k_matrix), ("--lenience", args.lenience)):
             if given is not None:
@@ -125,7 +142,7 @@ def policy(args: argparse.Namespace, drafting_levels: int) -> Policy:
     lenience = 1.0 if args.lenience is None else args.lenience
     if args.k_matrix is not None:
         return FixedCascade.parse(args.k_matrix, lenience)
-    return FixedCascade(FixedCascade.default(drafting_levels).k_matrix, lenience)
+    return FixedCascade(default, lenience)
 
 
 def kv_cache_bytes(args: argparse.Namespace) -> int | None:

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from cascade_engine.arguments import kv_cache_bytes, parser, policy, sampling_params
+from cascade_engine.chat import Message
 from cascade_engine.console import LoadProgress, colour_of, paint, say, summary
+from cascade_engine.demo.family import EXAMPLE_QUESTION, Family, llama_family
+from cascade_engine.demo.formats import question_prompt
 from cascade_engine.engine import Engine, Generation, Piece
 from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import PlainDecoding
+from cascade_engine.policy import FixedCascade, PlainDecoding
 
 EXIT_ERROR = 2
 EXIT_DIFFERENT = 3
@@ -37,56 +40,134 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
-    chosen = policy(args, len(args.draft) + 1)
-    prompt = _prompt(args)
-    progress = LoadProgress(sys.stderr)
-    engine = Engine.load(
-        args.target,
-        args.draft,
-        args.table,
-        dtype=args.dtype,
-        policy=chosen,
-        threads=args.threads,
-        max_rows=params.n,
-        max_context=args.max_context,
-        kv_cache_bytes=kv_cache_bytes(args),
-        reuse_cache=params.n > 1,
-        progress=None if args.quiet else progress,
-    )
-    if not args.quiet:
-        progress.close()
-        for line in engine.report.lines:
-            say(line)
+    family = _family(args)
+    text = None if args.interactive else _prompt(args, family)
+    engine = _load(args, family, params)
+    if text is None:
+        return _converse(engine, args, family, params)
+    prompt = _encoded(engine, args, family, [], text)
     results = _decode(engine, prompt, params)
     if args.stats_json:
         stats = [result.stats_dict() for result in results]
-        text = json.dumps(stats[0] if params.n == 1 else stats, indent=2)
-        Path(args.stats_json).write_text(text + "\n")
+        dump = json.dumps(stats[0] if params.n == 1 else stats, indent=2)
+        Path(args.stats_json).write_text(dump + "\n")
     if not args.quiet:
         for result in results:
-            seed = result.seed if params.temperature > 0 else None
-            say(summary(result.stats, result.finish_reason or "", seed, sys.stderr.isatty()))
+            _summarise(result, params)
     if any(result.finish_reason == "abort" for result in results):
         return EXIT_INTERRUPTED
     return _compare(engine, prompt, params, results) if args.compare else 0
 
 
-def _prompt(args: argparse.Namespace) -> str:
+def _family(args: argparse.Namespace) -> Family | None:
+    """The embedded models, where no others are named."""
+    if args.target is not None:
+        return None
+    for option in ("draft", "chat", "chat_format", "system"):
+        if getattr(args, option):
+            name = option.replace("_", "-")
+            raise RequestError(f"--{name} needs --target: the embedded models have their own")
+    return llama_family()
+
+
+def _prompt(args: argparse.Namespace, family: Family | None) -> str:
     if args.prompt is not None and args.prompt_file is not None:
         raise RequestError("give the prompt as an argument or with --prompt-file, not both")
     if args.prompt_file is not None:
         return Path(args.prompt_file).read_text(encoding="utf-8")
     if args.prompt is not None:
         return args.prompt
+    if family is not None and (sys.stdin is None or sys.stdin.isatty()):
+        return _example(args)
     if sys.stdin.isatty():
         raise RequestError("no prompt: give one as an argument or on standard input")
-    return sys.stdin.read().rstrip("\n")
+    text = sys.stdin.read().rstrip("\n")
+    return text if text or family is None else _example(args)
 
 
-def _decode(engine: Engine, prompt: str, params: SamplingParams) -> list[Generation]:
+def _example(args: argparse.Namespace) -> str:
+    if not args.quiet:
+        say(f"question: {EXAMPLE_QUESTION}")
+    return EXAMPLE_QUESTION
+
+
+def _load(args: argparse.Namespace, family: Family | None, params: SamplingParams) -> Engine:
+    target, drafts, table = args.target, args.draft, args.table
+    if family is not None:
+        target, drafts, table = family.target, family.drafts, args.table or family.table
+    levels = len(drafts) + 1
+    matrix = FixedCascade.default(levels).k_matrix if family is None else family.k_matrix
+    chosen = policy(args, matrix)
+    progress = LoadProgress(sys.stderr)
+    engine = Engine.load(
+        target,
+        drafts,
+        table,
+        dtype=args.dtype,
+        policy=chosen,
+        threads=args.threads,
+        max_rows=params.n,
+        max_context=args.max_context,
+        kv_cache_bytes=kv_cache_bytes(args),
+        reuse_cache=params.n > 1 or args.interactive,
+        progress=None if args.quiet else progress,
+    )
+    if not args.quiet:
+        progress.close()
+        for line in engine.report.lines:
+            say(line)
+    return engine
+
+
+def _encoded(
+    engine: Engine,
+    args: argparse.Namespace,
+    family: Family | None,
+    history: Sequence[Message],
+    text: str,
+) -> list[int] | str:
+    """The prompt for the engine: plain text, a question to the embedded models, or a turn."""
+    if family is not None:
+        return question_prompt(text)
+    if not (args.chat or args.interactive):
+        return text
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    messages = [*system, *history, {"role": "user", "content": text}]
+    return engine.encode_chat(messages, args.chat_format)
+
+
+def _converse(
+    engine: Engine, args: argparse.Namespace, family: Family | None, params: SamplingParams
+) -> int:
+    """Question and answer until the input ends; Ctrl-C cuts an answer short, "/clear" forgets."""
+    if params.n != 1 or args.compare:
+        raise RequestError("--interactive has one answer a turn: leave --n and --compare out")
+    history: list[Message] = []
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return 0
+        if text.strip() == "/clear":
+            history.clear()
+        elif text.strip():
+            prompt = _encoded(engine, args, family, history, text)
+            result = _decode(engine, prompt, params)[0]
+            if not args.quiet:
+                _summarise(result, params)
+            if family is None:
+                history += [
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": result.text},
+                ]
+
+
+def _decode(
+    engine: Engine, prompt: str | Sequence[int], params: SamplingParams
+) -> list[Generation]:
     """Prints the text; one sample streams, and on Ctrl-C ends with what was produced."""
     if params.n > 1:
-        results = engine.generate(prompt, params)
+        results = engine.generate([prompt], params)
         for result in results:
             print(f"[{result.index}]", end="")
             for piece in result.pieces:
@@ -121,13 +202,21 @@ def _show(engine: Engine, piece: Piece) -> None:
     print(f"{shown} {piece.logprobs.logprob:.3f} ({probability:.1%})   {top}".rstrip())
 
 
+def _summarise(result: Generation, params: SamplingParams) -> None:
+    seed = result.seed if params.temperature > 0 else None
+    say(summary(result.stats, result.finish_reason or "", seed, sys.stderr.isatty()))
+
+
 def _compare(
-    engine: Engine, prompt: str, params: SamplingParams, results: Sequence[Generation]
+    engine: Engine,
+    prompt: str | Sequence[int],
+    params: SamplingParams,
+    results: Sequence[Generation],
 ) -> int:
     """Decodes again without speculation, same seed; reports identity and the speed ratio."""
     engine.set_policy(PlainDecoding())
     engine.clear_cache()
-    plain = engine.generate(prompt, replace(params, seed=results[0].seed))
+    plain = engine.generate([prompt], replace(params, seed=results[0].seed))
     for ours, theirs in zip(results, plain, strict=True):
         if ours.token_ids != theirs.token_ids or ours.text != theirs.text:
             pairs = zip(ours.token_ids, theirs.token_ids, strict=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
+from cascade_engine.chat import ChatFormat, Message
 from cascade_engine.engine.cycle import Cycle
 from cascade_engine.engine.loading import Loaded, LoadOptions, load_levels
 from cascade_engine.engine.requests import Prompt, RequestBuilder
@@ -42,6 +43,7 @@ class Engine:
             loaded.rows.capacity,
             tuple(self.level_names),
         )
+        self._directory = loaded.directory
         self._undelivered: list[StepOutput] = []
         self._request_numbers = itertools.count()
         self._policy: Policy = PlainDecoding()
@@ -219,6 +221,32 @@ class Engine:
             step=lambda: self._step_for({request_id}),
             abort=lambda: self.abort(request_id),
         )
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        chat_format: ChatFormat | str | None = None,
+    ) -> list[Generation]:
+        """Answers a conversation, `[{"role": "user", "content": ...}, ...]`; a sample an entry.
+
+        `chat_format`: a built-in one by name, or None for the target's own template. Later turns
+        start from what earlier ones left in the cache. Raises RequestError for a conversation that
+        the format cannot express.
+        """
+        return self.generate([self.encode_chat(messages, chat_format)], params)
+
+    def encode_chat(
+        self, messages: Sequence[Message], chat_format: ChatFormat | str | None = None
+    ) -> list[int]:
+        """The prompt of a conversation, for `add_request` and `stream`; see `chat`."""
+        if self.tokenizer is None:
+            raise RequestError("the target has no tokenizer: chat needs one")
+        if chat_format is None:
+            chat_format = ChatFormat.for_directory(self._directory)
+        elif isinstance(chat_format, str):
+            chat_format = ChatFormat.named(chat_format)
+        return chat_format.encode(messages, self.tokenizer)
 
     def clear_cache(self) -> None:
         """Forgets the caches that finished requests left for later ones."""

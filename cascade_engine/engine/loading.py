@@ -67,6 +67,8 @@ class Loaded:
     tokenizer: Tokenizer | None
     eos_ids: tuple[int, ...]
     report: LoadReport
+    directory: Path
+    """The target's."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def load_levels(
         tokenizer,
         models[0].config.eos_ids,
         LoadReport(tuple(lines), weight_bytes, cache_bytes),
+        models[0].directory,
     )
 
 

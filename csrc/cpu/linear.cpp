@@ -25,7 +25,7 @@ constexpr int64_t kPiecesPerWorker =
 #if defined(__AVX512F__)
 constexpr int kTileRows = 14, kWholeRows = 14;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 6, kWholeRows = 3;
+constexpr int kTileRows = 6, kWholeRows = 2;
 #else
 constexpr int kTileRows = 1, kWholeRows = 1;
 #endif
