@@ -34,10 +34,10 @@ def packed_bytes(n: int, k: int, dtype: torch.dtype) -> int:
 
 
 def read_bandwidth(backend: CpuBackend, size: int = READ_BYTES) -> Measurement:
-    """Bytes read from memory per second, by all threads of the backend."""
-    data = torch.zeros(size // 4, dtype=torch.float32)
+    """Bytes read per second over and over from `size` bytes, by all threads of the backend."""
+    data = torch.ones(max(1, size // 4), dtype=torch.float32)
     seconds, runs = _best(lambda: _C.stream(backend.context, data.data_ptr(), data.numel()))
-    return Measurement(data.numel() * 4 / seconds, runs, f"sum over {size >> 20} MiB")
+    return Measurement(data.numel() * 4 / seconds, runs, f"sum over {size / 1e6:.3g} MB")
 
 
 def multiply_rate(backend: CpuBackend, dtype: torch.dtype) -> Measurement:

@@ -1,12 +1,8 @@
-"""`python -m cascade_engine.info`: what models hold, what they cost here, what a draft can gain."""
+"""The figures: counted from headers, measured on this machine, predicted from both."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +11,8 @@ from typing import Any
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, pages_for
-from cascade_engine.console import say, table
 from cascade_engine.engine.loading import DTYPES, STORED_DTYPES, LoadOptions
-from cascade_engine.errors import CascadeError, RequestError, VocabularyMismatch
+from cascade_engine.errors import RequestError, VocabularyMismatch
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
 from cascade_engine.models.cost import ModelCost, predicted_seconds
@@ -25,8 +20,6 @@ from cascade_engine.ops import CpuBackend, ceilings
 from cascade_engine.policy import expected
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 ACCEPTANCE = (0.5, 0.6, 0.7, 0.8, 0.9)
 MAX_DRAFT = 16
@@ -44,49 +37,11 @@ FORMULAS = (
     "tokens = (1 - a^(d+1)) / (1 - a), d tokens drafted (arXiv 2211.17192)",
     "EWIF = tokens / (d c + 1), c the cost ratio (there, and in arXiv 2312.11462)",
     "here = tokens / (d c + r), r the predicted cost of a review of d + 1 tokens",
-    f"cascade = the draft reviews {INNER_DRAFT}-token drafts that cost nothing and keeps each token "
-    f"with a chance of {INNER_ACCEPTANCE} (assumed): (1 - a g(a)^n) / (1 - a) tokens, "
-    "g(x) = 1 + (x-1) (1 - (bx)^(k+1)) / (1 - bx) (appendix of arXiv 2312.11462)",
+    "EWIF of a cascade = (1 - a g(a)^n) / ((1 - a) (1 + n c)), at the best n: the draft writes by "
+    f"reviewing {INNER_DRAFT} tokens n times, which cost nothing and of which it keeps each with "
+    f"chance b = {INNER_ACCEPTANCE} (an assumption); c is the cost of such a review here, and "
+    f"g(x) = 1 + (x - 1) (1 - (b x)^{INNER_DRAFT + 1}) / (1 - b x) (arXiv 2312.11462, appendix)",
 )
-
-EPILOG = """\
-examples:
-  python -m cascade_engine.info DIR
-  python -m cascade_engine.info TARGET DRAFT --dtype bfloat16 --json
-
-No weight is read. exit codes: 0 done; 2 an error, explained in one line; 130 interrupted.
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m cascade_engine.info",
-        description="What models hold, what they cost on this machine, what a draft can gain.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("directories", metavar="DIR", nargs="+", help="the target, then its drafts")
-    p.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
-    p.add_argument("--threads", type=int, help="default: CASCADE_THREADS or all cores")
-    p.add_argument("--cached", type=int, metavar="N", help="tokens in the cache (default: 512)")
-    p.add_argument("--json", action="store_true", help="the same as JSON")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    args = parser().parse_args(argv)
-    try:
-        report = collect(args.directories, args.dtype, args.threads, args.cached)
-    except (CascadeError, OSError) as error:
-        say(f"error: {error}")
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        say("interrupted")
-        return EXIT_INTERRUPTED
-    print(json.dumps(report, indent=2) if args.json else as_text(report))
-    return 0
 
 
 @dataclass(frozen=True)
@@ -146,21 +101,21 @@ def collect(
     shortest = min(model.config.max_positions for model in models)
     cached = min(512, max(0, shortest - max(WIDTHS))) if cached is None else cached
     backend = CpuBackend(threads)
-    machine = _measure(backend, {model.dtype for model in models})
+    rates = {dtype: ceilings.multiply_rate(backend, dtype) for dtype in {m.dtype for m in models}}
     facts = []
     for model in models:
-        rate = machine["multiply_adds_per_second"][str(model.dtype).removeprefix("torch.")]
-        passes = _passes(model.cost, cached, machine["read_bytes_per_second"]["rate"], rate["rate"])
-        facts.append({**model.facts(), "passes": passes})
+        read, rate = ceilings.read_bandwidth(backend, _sample_bytes(model)), rates[model.dtype]
+        passes = _passes(model.cost, cached, read.rate, rate.rate)
+        ceiling = {"read_bytes": read._asdict(), "multiply_adds": rate._asdict()}
+        facts.append({**model.facts(), "per_second": ceiling, "passes": passes})
     target = facts[0]["passes"]
     drafts = [
-        _draft(models[0], model, facts[i]["passes"], target)
-        for i, model in enumerate(models)
-        if i
+        _draft(models[0], model, facts[i]["passes"], target) for i, model in enumerate(models) if i
     ]
     return {
         "how": HOW,
-        "machine": machine,
+        "formulas": list(FORMULAS),
+        "machine": {"isa": backend.isa, "threads": backend.context.threads},
         "cached_tokens": cached,
         "models": facts,
         "statistical": {"cost_ratio": 0.0, "gain": _gains(0.0, target)},
@@ -169,18 +124,11 @@ def collect(
     }
 
 
-def _measure(backend: CpuBackend, dtypes: set[torch.dtype]) -> dict[str, Any]:
-    room = max(1 << 20, min(ceilings.READ_BYTES, available_memory() // 4))
-    rates = {
-        str(dtype).removeprefix("torch."): ceilings.multiply_rate(backend, dtype)._asdict()
-        for dtype in sorted(dtypes, key=str)
-    }
-    return {
-        "isa": backend.isa,
-        "threads": backend.context.threads,
-        "read_bytes_per_second": ceilings.read_bandwidth(backend, room)._asdict(),
-        "multiply_adds_per_second": rates,
-    }
+def _sample_bytes(model: _Model) -> int:
+    """As much memory as the model's weights take, up to a size that no cache holds: a small model
+    stays in the caches and is read faster."""
+    most = max(1 << 20, min(ceilings.READ_BYTES, available_memory() // 4))
+    return min(model.cost.weight_bytes, most)
 
 
 def _passes(cost: ModelCost, cached: int, bandwidth: float, rate: float) -> list[dict[str, Any]]:

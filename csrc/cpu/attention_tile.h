@@ -1,0 +1,165 @@
+// The arithmetic of attention on one instruction set: scores, softmax numerators and weighted
+// values of a tile of queries over pages of one chunk. attention.cpp alone includes this header.
+//
+// Row invariance: a query's partial over one chunk (maximum, sum, unnormalised output) comes from
+// fixed chains: a score adds its products over ascending dimensions, sum and output go over
+// ascending positions. How many queries and pages share the registers decides the speed alone.
+#pragma once
+
+#include "ce/kernels.h"
+#include "ce/simd.h"
+
+namespace ce::CE_ISA {
+namespace {
+
+constexpr int kChunkPages = kAttentionChunk / kPageTokens;
+
+#if defined(__AVX512F__)
+constexpr int kTileQueries = 4;  // queries that share a load
+constexpr int kTileVectors = 4;  // pages of keys, or vectors of values, in registers at a time
+#elif defined(__AVX2__)
+constexpr int kTileQueries = 2;
+constexpr int kTileVectors = 2;
+#else
+constexpr int kTileQueries = 1;
+constexpr int kTileVectors = 1;
+#endif
+
+static inline f32x16 load_any(const float* p) {
+  return load(p);
+}
+static inline f32x16 load_any(const bf16* p) {
+  return load_bf16(p);
+}
+static inline f32x16 load_any_part(const float* p, int count) {
+  return load_part(p, count);
+}
+static inline f32x16 load_any_part(const bf16* p, int count) {
+  return load_bf16_part(p, count);
+}
+
+static inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+static inline int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+static inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// A query's partial in scratch: [maximum, sum, 14 unused][output, padded to 16].
+constexpr int kPartialHead = 16;
+static inline int64_t partial_floats(int head_dim) {
+  return kPartialHead + ceil_div(head_dim, 16) * 16;
+}
+
+using Scores = float[kAttentionChunk];
+
+// Vectors of 16 elements that fill a cache line.
+template <typename T>
+constexpr int kLineVectors = 4 / sizeof(T);
+
+// Scores of Q queries against the 16 positions of each of P pages.
+template <int Q, int P, bool kFetch, typename T>
+static inline void score_pages(const float* const* queries, const T* const* pages, int head_dim,
+                               float scale, Scores* scores, int64_t offset) {
+  f32x16 sum[Q][P];
+  for (int q = 0; q < Q; ++q)
+    for (int p = 0; p < P; ++p) sum[q][p] = zero();
+  for (int64_t d = 0; d < head_dim; ++d) {
+    if constexpr (kFetch)
+      for (int64_t p = d % kLineVectors<T>; p < P; p += kLineVectors<T>)
+        __builtin_prefetch(pages[p + kTileVectors] + d * kPageTokens, 0, 3);
+    f32x16 keys[P];
+    for (int p = 0; p < P; ++p) keys[p] = load_any(pages[p] + d * kPageTokens);
+    for (int q = 0; q < Q; ++q) {
+      const f32x16 value = set1(queries[q][d]);
+      for (int p = 0; p < P; ++p) sum[q][p] = fma(keys[p], value, sum[q][p]);
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int p = 0; p < P; ++p)
+      store(scores[q] + offset + p * kPageTokens, sum[q][p] * set1(scale));
+}
+
+// Turns scores of positions 0..count-1 of a chunk into softmax numerators; the rest of the last
+// page, which may hold anything, becomes zeros.
+static inline void exponentiate(float* scores, int64_t count, float* partial) {
+  const f32x16 nothing = set1(-__builtin_inff());
+  f32x16 highest = nothing;
+  for (int64_t i = 0; i < count; i += 16) {
+    const f32x16 score =
+        select(first(static_cast<int>(smaller(count - i, 16))), load(scores + i), nothing);
+    store(scores + i, score);
+    highest = max(highest, score);
+  }
+  const float maximum = reduce_max(highest);
+  f32x16 sum = zero();
+  for (int64_t i = 0; i < count; i += 16) {
+    const f32x16 weight = exp(load(scores + i) - set1(maximum));
+    store(scores + i, weight);
+    sum = sum + weight;
+  }
+  partial[0] = maximum;
+  partial[1] = reduce_add(sum);
+}
+
+// Adds weights x values of positions begin..end-1 of a chunk to Q outputs, V vectors of them from
+// dimension d on (the last one `lanes` wide when V is 1).
+template <int Q, int V, bool kFetch, typename T>
+static inline void add_values(const T* const* pages, int head_dim, int d, int lanes, int64_t begin,
+                              int64_t end, const Scores* weights, float* const* partials) {
+  f32x16 sum[Q][V];
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < V; ++v)
+      sum[q][v] = begin == 0 ? zero() : load(partials[q] + kPartialHead + d + 16 * v);
+  for (int64_t i = begin; i < end;) {
+    const int64_t page = i / kPageTokens, stop = smaller(end, (page + 1) * kPageTokens);
+    const T* row = pages[page] + i % kPageTokens * head_dim + d;
+    const T* ahead = pages[page + kTileVectors] + i % kPageTokens * head_dim + d;
+    for (; i < stop; ++i, row += head_dim, ahead += head_dim) {
+      if constexpr (kFetch)
+        for (int v = 0; v < V; v += kLineVectors<T>) __builtin_prefetch(ahead + 16 * v, 0, 3);
+      f32x16 values[V];
+      for (int v = 0; v < V; ++v)
+        values[v] = V > 1 || lanes == 16 ? load_any(row + 16 * v) : load_any_part(row, lanes);
+      for (int q = 0; q < Q; ++q) {
+        const f32x16 weight = set1(weights[q][i]);
+        for (int v = 0; v < V; ++v) sum[q][v] = fma(weight, values[v], sum[q][v]);
+      }
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < V; ++v) store(partials[q] + kPartialHead + d + 16 * v, sum[q][v]);
+}
+
+// add_values over all dimensions.
+template <int Q, bool kFetch, typename T>
+static inline void add_all_values(const T* const* pages, int head_dim, int64_t begin, int64_t end,
+                                  const Scores* weights, float* const* partials) {
+  int d = 0;
+  for (; d + 16 * kTileVectors <= head_dim; d += 16 * kTileVectors)
+    add_values<Q, kTileVectors, kFetch>(pages, head_dim, d, 16, begin, end, weights, partials);
+  for (; d < head_dim; d += 16)
+    add_values<Q, 1, kFetch>(pages, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)), begin,
+                             end, weights, partials);
+}
+
+// Merges the partial of a later chunk into the one of all earlier chunks.
+static inline void merge(float* sofar, const float* next, int head_dim) {
+  const float maximum = sofar[0] > next[0] ? sofar[0] : next[0];
+  float scales[16];
+  store(scales, exp(set1(sofar[0]) - set1(maximum)));
+  const f32x16 keep = load(scales);
+  const f32x16 add = exp(set1(next[0]) - set1(maximum));
+  sofar[0] = maximum;
+  float sums[16];
+  store(sums, fma(set1(next[1]), add, set1(sofar[1]) * keep));
+  sofar[1] = sums[0];
+  for (int64_t d = kPartialHead; d < kPartialHead + head_dim; d += 16)
+    store(sofar + d, fma(load(next + d), add, load(sofar + d) * keep));
+}
+
+}  // namespace
+}  // namespace ce::CE_ISA

@@ -1,0 +1,150 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cascade_engine.generate import main
+from tests.data import data_path
+
+PROMPT = "Once upon a time, there was a little girl named Lily."
+
+
+def run(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cascade_engine.generate", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def test_piped_output_is_the_text_alone() -> None:
+    done = run("--target", data_path("stories260k"), "--max-new-tokens", 30, PROMPT)
+    assert done.returncode == 0
+    assert done.stdout.startswith(" She loved to play")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "tokens per pass" in done.stderr
+    quiet = run(
+        "--target", data_path("stories260k"), "--max-new-tokens", 30, "--quiet", stdin=PROMPT
+    )
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, done.stdout, "")
+
+
+def test_compare_reports_identity_and_speed(tmp_path: Path) -> None:
+    stats = tmp_path / "stats.json"
+    done = run(
+        *("--target", data_path("stories260k"), "--draft", data_path("llama2xs")),
+        *("--k-matrix", "4,4;0,6", "--lenience", 2, "--temperature", 0.8, "--seed", 5),
+        *("--max-new-tokens", 40, "--compare", "--stats-json", stats, PROMPT),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "compare: identical (40 tokens)" in done.stderr
+    found = json.loads(stats.read_text())
+    assert found["seed"] == 5
+    assert found["new_tokens"] == 40
+    assert found["tokens_per_target_call"] == pytest.approx(40 / found["target_calls"])
+    assert [level["name"] for level in found["levels"]] == ["stories260k", "llama2xs", "max-gram"]
+    assert set(found["levels"][0]) == {"name", "calls", "drafted", "accepted", "seconds"}
+
+
+def test_on_a_terminal_tokens_are_coloured_by_level() -> None:
+    """Runs behind a pseudo-terminal: the text is coloured, and what is coloured is the same."""
+    parent, child = pty.openpty()
+    target = data_path("stories260k")
+    command = [sys.executable, "-m", "cascade_engine.generate", "--target", target, PROMPT]
+    process = subprocess.Popen(
+        [*map(str, command), "--max-new-tokens", "60"], stdin=child, stdout=child, stderr=child
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            data = os.read(parent, 4096)
+        except OSError:
+            break
+        if not data:
+            break
+        shown += data
+    assert process.wait(60) == 0
+    text = shown.decode()
+    assert "loading stories260k" in text
+    assert "\x1b[32m" in text
+    plain = run("--target", target, PROMPT, "--max-new-tokens", 60, "--quiet").stdout.strip()
+    bare = text.replace("\x1b[32m", "").replace("\x1b[0m", "").replace("\r\n", "\n")
+    assert plain in bare
+
+
+def test_ctrl_c_ends_with_what_was_produced() -> None:
+    command = [sys.executable, "-u", "-m", "cascade_engine.generate", "--target"]
+    command += [str(data_path("stories260k")), "--ignore-eos", "--max-new-tokens", "100000"]
+    process = subprocess.Popen(
+        [*command, "--plain", PROMPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    rest, errors = process.communicate(timeout=60)
+    # The model's context may end before the signal arrives on a fast machine.
+    assert process.returncode in (0, 130)
+    assert first + rest.strip()
+    assert "Traceback" not in errors
+    assert "finish: abort" in errors or "finish: length" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "/no/such/folder", "x"], "/no/such/folder"),
+        (["--max-new-tokens", "0", "x"], "max_tokens must be an integer >= 1, got 0"),
+        (["--k-matrix", "1,2;3", "x"], "k_matrix must be square"),
+        (["--plain", "--lenience", "2", "x"], "leave --lenience out"),
+        (["--plain", "--compare", "x"], "leave --plain out"),
+        (["--kv-cache-gb", "-1", "x"], "--kv-cache-gb must be > 0, got -1"),
+        (["--dtype", "float8", "x"], "dtype must be 'auto', 'float32' or 'bfloat16', got 'float8'"),
+        (["--chat-format", "morse", "--chat", "x"], "llama-2"),
+        (["--prompt-file", "/no/such/file"], "No such file"),
+    ],
+)
+def test_errors_are_one_line_with_the_way_out(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--target" not in arguments:
+        arguments = ["--target", str(data_path("stories260k")), *arguments]
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    errors = shown.err.strip().splitlines()
+    assert errors[-1].startswith("error: ")
+    assert message in errors[-1]
+    assert not shown.out.strip()
+
+
+def test_a_conversation_line_by_line() -> None:
+    done = run(
+        *("--target", data_path("stories260k"), "--interactive", "--chat-format", "plain"),
+        *("--max-new-tokens", 10, "--quiet"),
+        stdin="Hello\nOnce upon a time\n/clear\nHello\n",
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [line for line in done.stdout.splitlines() if line]
+    assert len(answers) >= 3
+    assert answers[0] == answers[-1]
+
+
+def test_several_samples_and_logprobs() -> None:
+    target = data_path("stories260k")
+    options = ("--max-new-tokens", 8, "--temperature", 1, "--seed", 1, "--quiet", PROMPT)
+    samples = run("--target", target, "--n", 3, *options)
+    assert [line[:3] for line in samples.stdout.splitlines() if line[:1] == "["] == [
+        "[0]",
+        "[1]",
+        "[2]",
+    ]
+    logprobs = run("--target", target, "--logprobs", 2, *options)
+    assert len([line for line in logprobs.stdout.splitlines() if "%" in line]) == 8
