@@ -115,11 +115,14 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bare", action="store_true", help="the texts alone, a blank line apart")
     args = parser.parse_args()
     stream = documents(args.split, args.seed)
     for _ in range(args.count):
         document = next(stream)
-        print(f"--- {document.task} ({document.identity})\n{document.text}")
+        if not args.bare:
+            print(f"--- {document.task} ({document.identity})")
+        print(document.text, end="\n\n" if args.bare else "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""MODEL_CARD.md, filled in from the training logs, the score files and the exported weights."""
+"""MODEL_CARD.md and measured.json, from the training logs, the score files and the exported weights.
+
+measured.json keeps the figures that the card was made from: per model the last training report, and
+the scores on the test split.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +35,10 @@ decoder start. Context: 1,024 tokens. Weights: bfloat16.
 _NOTES = """
 `correct` is the share of test questions whose answer is right: the final number (arithmetic), a list
 of the right length (advice, skeleton), the exact text (fact, expansion). `agreement` is the share of
-the target's own greedy tokens that a draft would have chosen in the same place. Problems of the test
-split (numbers of a word problem, wordings of a fact, advice questions) occur nowhere in training.
+the target's own greedy tokens that a draft would have chosen in the same place; `lists parsed` the
+share of advice and skeleton answers that are numbered lists of 3 to 8 points. Problems of the test
+split (the numbers of a word problem with its schema, the wording of a fact, an advice question) occur
+nowhere in training. The facts and the points behind an advice topic do: those columns measure memory.
 """
 
 
@@ -82,12 +88,16 @@ def _training_table(trained: Path) -> list[str]:
 
 def _score_table(scores: dict[str, Any]) -> list[str]:
     tasks = ("arithmetic", "fact", "advice", "skeleton", "expansion")
-    rows = [f"| model | {' | '.join(tasks)} | agreement |", "|---" * (len(tasks) + 2) + "|"]
+    head = f"| model | {' | '.join(tasks)} | lists parsed | agreement |"
+    rows = [head, "|---" * (len(tasks) + 3) + "|"]
     for name in PRESETS:
         if name in scores:
             cells = [
                 f"{scores[name][t]['correct']:.1%} of {scores[name][t]['count']}" for t in tasks
             ]
+            lists = [scores[name][t] for t in ("advice", "skeleton")]
+            parsed = sum(x["parsed"] * x["count"] for x in lists) / sum(x["count"] for x in lists)
+            cells.append(f"{parsed:.1%}")
             share = scores[name].get("agreement")
             cells.append("-" if share is None else f"{share:.1%}")
             rows.append(f"| {name} | {' | '.join(cells)} |")
@@ -95,10 +105,15 @@ def _score_table(scores: dict[str, Any]) -> list[str]:
 
 
 def write_card(folder: Path, trained: Path) -> None:
-    """Write folder/MODEL_CARD.md from folder/MODEL/ and trained/MODEL/log.jsonl, trained/scores-*.json."""
+    """Write folder/MODEL_CARD.md and folder/measured.json.
+
+    Read are the weights in folder/MODEL/, trained/MODEL/log.jsonl, trained/scores-*.json, and
+    trained/notes.md when there is one: what was particular about this run.
+    """
     scores: dict[str, Any] = {}
     for path in sorted(trained.glob("scores-*.json")):
         scores.update(json.loads(path.read_text()))
+    notes = trained / "notes.md"
     parts = [
         _INTRO.format(towns=len(TOWNS), topics=len(topics())),
         "## Files\n",
@@ -107,8 +122,12 @@ def write_card(folder: Path, trained: Path) -> None:
         "Muon (matrices) and AdamW (the rest), constant rate with linear decay, seed 0, bfloat16",
         "autocast on CPU. Drafts: last phase distilled on the target's logits (forward KL) and texts.\n",
         *_training_table(trained),
+        f"\n{notes.read_text().strip()}" if notes.exists() else "",
         "\n## Held-out test split, greedy decoding with transformers\n",
         *_score_table(scores),
         _NOTES,
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(parts))
+    training = {name: last_record(trained / name / "log.jsonl") for name in PRESETS}
+    measured = {"training": {n: r for n, r in training.items() if r}, "scores": scores}
+    (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")

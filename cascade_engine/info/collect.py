@@ -30,7 +30,8 @@ INNER_DRAFT = 10
 HOW = {
     "counted": "from config.json and the headers of the weight files",
     "measured": "on this machine, just now, at its present load; the best of some runs",
-    "predicted": "the larger of bytes / read bandwidth and multiply-adds / rate: a lower bound",
+    "predicted": "the larger of bytes / read bandwidth and multiply-adds / rate: a lower bound, "
+    "far below the truth for models of a few MB",
     "expected": "from the formulas below, if every token is kept with the same chance a",
 }
 FORMULAS = (

@@ -42,10 +42,10 @@ class ModelCost:
         self._matrices = [(n, k) for n, k in matrices.values()]
         self._table_row = config.hidden_size * dtype.itemsize
         self._streamed = sum(packed_bytes(n, k, dtype) for n, k in self._stacked())
-        self._streamed += 4 * sum(math.prod(shape) for shape in vectors)
+        self._streamed += 4 * (sum(math.prod(shape) for shape in vectors) + config.head_dim // 2)
         table = 0 if config.tie_word_embeddings else config.vocab_size * self._table_row
         self.weight_bytes = self._streamed + table
-        """As loaded: matrices packed, vectors in float32."""
+        """As loaded: matrices packed, vectors (rotary frequencies among them) in float32."""
         heads = config.num_kv_heads * config.head_dim
         self.cache_bytes_per_token = 2 * config.num_layers * heads * dtype.itemsize
 

@@ -255,8 +255,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool) {
     query_count += int64_t{args.segments[i].count} * args.heads;
   }
   // Chunks that follow each other are one piece: the next one's keys are fetched in time.
-  const int64_t pieces = kPiecesPerWorker * pool.size();
-  pool.parallel_for(item_count, ceil_div(item_count, pieces), [&](int64_t begin, int64_t end, int) {
+  const int64_t grain = plan.spread ? ceil_div(item_count, kPiecesPerWorker * pool.size()) : 1;
+  pool.parallel_for(item_count, grain, [&](int64_t begin, int64_t end, int) {
     each_of_segments(
         plan, begin, end, items, [&](const Segment& s, float* partials, int64_t item, bool last) {
           const int64_t chunks = plan.spread ? segment_chunks(s) : 1;

@@ -24,6 +24,15 @@ from cascade_engine.demo.tokenizer import encode_answer, load_tokenizer
 TOKENIZER = Path(cascade_engine.demo.__file__).parent / "llama-target" / "tokenizer.model"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors on a busy machine: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def llama():
     torch.manual_seed(0)
