@@ -7,13 +7,13 @@ SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py pyproj
 
 # The development environment pins torch's CPU build; the package itself takes any torch >= 2.11.
 TORCH ?= torch==2.13.0
+# A question of your own: make generate PROMPT="..."
 PROMPT ?=
-
 
 .PHONY: generate test lint format clean
 
 generate: $(STAMP)
-	$(BIN)/python -m cascade_engine.generate --compare $(PROMPT) </dev/null
+	$(BIN)/python -m cascade_engine.generate --compare $(if $(PROMPT),"$(PROMPT)") </dev/null
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
