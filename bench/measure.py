@@ -16,6 +16,9 @@ import torch
 from cascade_engine import _C, __version__, build_info
 
 STREAM_FLOATS = 1 << 26  # 256 MB, far beyond any cache
+# Idle threads of an OpenMP runtime keep spinning for a few milliseconds, on the cores that the next
+# case needs.
+SETTLE_SECONDS = 0.005
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
@@ -31,13 +34,19 @@ def quantiles(samples: Sequence[float]) -> dict[str, float]:
 def interleaved(
     cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each case, one run of every case a round, so that drift hits all alike."""
+    """Seconds of each case, one run of every case a round, so that drift hits all alike.
+
+    Before the timed run the machine settles and the case runs once more, so that no case is timed
+    with another's threads still awake, or with its own asleep.
+    """
     for _ in range(warmup):
         for case in cases.values():
             case()
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
+            time.sleep(SETTLE_SECONDS)
+            case()
             begin = time.perf_counter()
             case()
             times[name].append(time.perf_counter() - begin)

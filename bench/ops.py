@@ -66,7 +66,7 @@ class Pass:
         self.pages = torch.arange(pages, dtype=torch.int32).view(1, pages)
         program = self.recorder.program
         program.bind_rows(self.tokens.data_ptr(), positions, 1)
-        program.bind_block_tables(self.pages.data_ptr(), pages, 1)
+        program.bind_block_tables(self.pages.data_ptr(), pages, pages)
 
     def activation(self, cols: int) -> int:
         """float32 `[rows, cols]`."""

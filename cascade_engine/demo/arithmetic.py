@@ -18,6 +18,7 @@ from .sums import (
     Problem,
     count_of,
     draw,
+    drill,
     finish,
     other_name,
     person,
@@ -278,25 +279,6 @@ def travel(rng: random.Random) -> Problem:
     steps += [fact, equation, f"{name} {verb} {value} km."]
     text = [*facts, fact, f"How far does {name} go in all?"]
     return finish("trip+", [daily, days, more], text, steps, value)
-
-
-def drill(rng: random.Random) -> Problem:
-    """A bare calculation, asked in words."""
-    op = rng.choice("+++---**/")
-    if op == "+":
-        a = draw(rng, 2, 990)
-        b = draw(rng, 2, 999 - a)
-    elif op == "-":
-        a = draw(rng, 4, 999)
-        b = draw(rng, 2, a - 1)
-    elif op == "*":
-        a, b = rng.choice((rng.randint(2, 12), rng.randint(2, 99))), rng.randint(2, 9)
-    else:
-        b = rng.randint(2, 9)
-        a = b * rng.randint(2, 12)
-    wording = rng.choice(("What is {}?", "Work out {}.", "How much is {}?", "Please calculate {}."))
-    equation, value = solve(a, op, b)
-    return finish("drill" + op, [a, b], [wording.format(f"{a} {op} {b}")], [equation], value)
 
 
 SCHEMAS = (

@@ -1,4 +1,4 @@
-"""What the word problems are made of: words, numbers, people, equations.
+"""What the word problems are made of (words, numbers, people, equations), and bare calculations.
 
 Equations are chained so that each link is a step one could do in the head:
 
@@ -146,3 +146,22 @@ def finish(
 ) -> Problem:
     """A problem from its sentences (facts, then the question) and its solution steps."""
     return Problem(kind, numbers, " ".join(text), steps, answer)
+
+
+def drill(rng: random.Random) -> Problem:
+    """A bare calculation, asked in words."""
+    op = rng.choice("+++---**/")
+    if op == "+":
+        a = draw(rng, 2, 990)
+        b = draw(rng, 2, 999 - a)
+    elif op == "-":
+        a = draw(rng, 4, 999)
+        b = draw(rng, 2, a - 1)
+    elif op == "*":
+        a, b = rng.choice((rng.randint(2, 12), rng.randint(2, 99))), rng.randint(2, 9)
+    else:
+        b = rng.randint(2, 9)
+        a = b * rng.randint(2, 12)
+    wording = rng.choice(("What is {}?", "Work out {}.", "How much is {}?", "Please calculate {}."))
+    equation, value = solve(a, op, b)
+    return finish("drill" + op, [a, b], [wording.format(f"{a} {op} {b}")], [equation], value)

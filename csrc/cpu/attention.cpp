@@ -178,10 +178,7 @@ static void write_out(const Work& work, int64_t query, const float* partial) {
   for (int d = 0; d < head_dim; d += 16) {
     const int lanes = static_cast<int>(smaller(head_dim - d, 16));
     const f32x16 value = load(partial + kPartialHead + d) / sum;
-    if (args.out_dtype == DType::f32)
-      store_part(static_cast<float*>(args.out) + offset + d, value, lanes);
-    else
-      store_bf16_part(static_cast<bf16*>(args.out) + offset + d, value, lanes);
+    store_as(args.out, args.out_dtype, offset + d, value, lanes);
   }
 }
 

@@ -27,10 +27,7 @@ void norm_row(const RmsNormArgs& args, int64_t row) {
   for (int64_t c = 0; c < args.cols; c += 16) {
     const int count = static_cast<int>(args.cols - c < 16 ? args.cols - c : 16);
     const f32x16 y = load_part(x + c, count) * scale * load_part(args.weight + c, count);
-    if (args.out_dtype == DType::f32)
-      store_part(static_cast<float*>(args.out) + row * args.cols + c, y, count);
-    else
-      store_bf16_part(static_cast<bf16*>(args.out) + row * args.cols + c, y, count);
+    store_as(args.out, args.out_dtype, row * args.cols + c, y, count);
   }
 }
 

@@ -15,10 +15,7 @@ void gate_row(const SwigluArgs& args, int64_t row) {
   for (int64_t c = 0; c < args.cols; c += 16) {
     const int count = static_cast<int>(args.cols - c < 16 ? args.cols - c : 16);
     const f32x16 y = silu(load_part(gate + c, count)) * load_part(up + c, count);
-    if (args.out_dtype == DType::f32)
-      store_part(static_cast<float*>(args.out) + row * args.cols + c, y, count);
-    else
-      store_bf16_part(static_cast<bf16*>(args.out) + row * args.cols + c, y, count);
+    store_as(args.out, args.out_dtype, row * args.cols + c, y, count);
   }
 }
 

@@ -71,7 +71,9 @@ struct ThreadPool::Impl {
   void announce() {
     generation.fetch_add(1);  // sequentially consistent: ordered before the read of sleepers
     if (sleepers.load() > 0) {
-      { std::lock_guard lock(mutex); }
+      {
+        std::lock_guard lock(mutex);
+      }
       wake.notify_all();
     }
   }

@@ -314,6 +314,14 @@ static inline void store_bf16_part(bf16* p, f32x16 a, int count) {
 #endif
 }
 
+// Stores the first `count` lanes at element `at` of an array of `dtype`.
+static inline void store_as(void* out, DType dtype, int64_t at, f32x16 a, int count) {
+  if (dtype == DType::f32)
+    store_part(static_cast<float*>(out) + at, a, count);
+  else
+    store_bf16_part(static_cast<bf16*>(out) + at, a, count);
+}
+
 // Sum of the lanes in one fixed tree: lanes i and i+8, then i+4, i+2, i+1.
 static inline float reduce_add(f32x16 a) {
   float s[16];
