@@ -140,7 +140,12 @@ def build_model(name: str) -> PreTrainedModel:
         decoder_start_token_id=PAD_ID,
         **preset.shape,
     )
-    return transformers.T5ForConditionalGeneration(config)
+    model = transformers.T5ForConditionalGeneration(config)
+    # The library draws the output layer with unit variance, for logits of the size of d_model; at a
+    # few million parameters unlearning that would take a third of the training.
+    with torch.no_grad():
+        model.lm_head.weight.mul_(config.d_model**-0.5)
+    return model
 
 
 def load_model(folder: Path, family: str, dtype: torch.dtype) -> Any:
