@@ -175,13 +175,16 @@ def _decode(
             print(flush=True)
         return results
     stream = engine.stream(prompt, params)
+    shown = 0
     try:
         for piece in stream:
             _show(engine, piece)
+            shown += len(piece.text)
     except KeyboardInterrupt:
         stream.close()
-    print(flush=True)
-    return [stream.result()]
+    result = stream.result()
+    print("" if params.logprobs is not None else result.text[shown:], flush=True)
+    return [result]
 
 
 def _show(engine: Engine, piece: Piece) -> None:

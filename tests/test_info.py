@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import struct
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cascade_engine.info import as_text, collect
-from cascade_engine.info import collect as collect_function
 from cascade_engine.info.__main__ import main
 from cascade_engine.models.config import load_config
 from cascade_engine.ops import CpuBackend, ceilings
@@ -20,7 +21,7 @@ from cascade_engine.policy import expected
 from tests.data import data_path
 from tests.models.support import random_llama
 
-collecting = __import__("importlib").import_module("cascade_engine.info.collect")
+collecting = importlib.import_module("cascade_engine.info.collect")
 
 SEVEN_BILLION = {
     "model_type": "llama",
@@ -78,8 +79,28 @@ def test_a_large_model_from_its_headers(tmp_path: Path, monkeypatch: pytest.Monk
     assert collect([str(directory)])["models"][0]["dtype"] == "float32"
 
 
+def test_the_cache_must_fit_beside_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = collect([str(data_path("stories260k"))])["memory"]
+    needed = memory["weight_bytes"] + memory["cache_bytes"]
+    for available, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(collecting, "available_memory", lambda size=available: size)
+        assert collect([str(data_path("stories260k"))])["memory"]["fits"] is fits
+
+
+def test_a_tied_head_that_is_stored_too(tmp_path: Path) -> None:
+    """It counts in the files, not among the parameters."""
+    random_llama(tmp_path, 3, tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    once = collect([str(tmp_path)])["models"][0]
+    table = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": table.clone()}, tmp_path / "model.safetensors")
+    twice = collect([str(tmp_path)])["models"][0]
+    assert twice["parameters"] == once["parameters"]
+    assert twice["file_bytes"]["F32"] == once["file_bytes"]["F32"] + 4 * table.numel()
+
+
 def test_predictions_follow_from_measurements() -> None:
-    report = collect_function([str(data_path("stories260k"))], threads=1, cached=100)
+    report = collect([str(data_path("stories260k"))], threads=1, cached=100)
     model = report["models"][0]
     read, rate = (model["per_second"][key]["rate"] for key in ("read_bytes", "multiply_adds"))
     assert read > 1e8

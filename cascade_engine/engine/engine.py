@@ -44,6 +44,7 @@ class Engine:
             tuple(self.level_names),
         )
         self._directory = loaded.directory
+        self._own_format: ChatFormat | None = None
         self._undelivered: list[StepOutput] = []
         self._request_numbers = itertools.count()
         self._policy: Policy = PlainDecoding()
@@ -219,7 +220,7 @@ class Engine:
         return Stream(
             rows[0].output([]),
             step=lambda: self._step_for({request_id}),
-            abort=lambda: self.abort(request_id),
+            abort=lambda: self._abort_stream(rows[0]),
         )
 
     def chat(
@@ -243,7 +244,9 @@ class Engine:
         if self.tokenizer is None:
             raise RequestError("the target has no tokenizer: chat needs one")
         if chat_format is None:
-            chat_format = ChatFormat.for_directory(self._directory)
+            if self._own_format is None:
+                self._own_format = ChatFormat.for_directory(self._directory)
+            chat_format = self._own_format
         elif isinstance(chat_format, str):
             chat_format = ChatFormat.named(chat_format)
         return chat_format.encode(messages, self.tokenizer)
@@ -276,6 +279,11 @@ class Engine:
                 "key/value cache: lower max_tokens or raise kv_cache_bytes"
             )
         return rows
+
+    def _abort_stream(self, row: Row) -> str:
+        """Drops the request; returns the text that was held back."""
+        self.abort(row.request_id)
+        return row.stops.finish().text
 
     def _step_for(self, request_ids: set[str]) -> list[StepOutput]:
         """A step that keeps the outputs of other requests for the next call of `step`."""

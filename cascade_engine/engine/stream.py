@@ -21,7 +21,7 @@ class Stream(Iterator[Piece]):
         nothing_yet: StepOutput,
         *,
         step: Callable[[], list[StepOutput]],
-        abort: Callable[[], object],
+        abort: Callable[[], str],
     ) -> None:
         self._step = step
         self._abort = abort
@@ -38,10 +38,14 @@ class Stream(Iterator[Piece]):
         return self._pieces.popleft()
 
     def close(self) -> None:
-        """Ends the request where it is; its finish reason becomes "abort"."""
+        """Ends the request where it is; its finish reason becomes "abort". Text that was held back
+        because a stop string could begin in it joins the last piece of `result`."""
         if self._out.finish_reason is None:
-            self._abort()
-            self._out = replace(self._out, finish_reason="abort")
+            held_back = self._abort()
+            pieces = self._out.pieces
+            if held_back and pieces:
+                pieces = [*pieces[:-1], pieces[-1]._replace(text=pieces[-1].text + held_back)]
+            self._out = replace(self._out, pieces=pieces, finish_reason="abort")
         self._pieces.clear()
 
     def result(self) -> Generation:

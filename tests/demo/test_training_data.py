@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import islice
 from pathlib import Path
 
@@ -100,6 +101,17 @@ def test_pair_batches_cover_the_documents_within_the_limit(tokenizer) -> None:
         assert torch.equal(batch.weights > 0, batch.tokens != 0)
         answers += [tokenizer.decode([t for t in row if t > 2]) for row in batch.tokens.tolist()]
     assert sorted(answers) == sorted(d.answer[1:] for d in source)
+
+
+def test_model_card_names_the_embedded_weights_and_they_are_small() -> None:
+    card = (FOLDER / "MODEL_CARD.md").read_text()
+    weights = sorted(FOLDER.glob("*/model.safetensors"))
+    assert {w.parent.name for w in weights} >= {"llama-target", "llama-middle", "llama-small"}
+    for file in weights:
+        assert f"`{hashlib.sha256(file.read_bytes()).hexdigest()}`" in card, file.parent.name
+        same = file.with_name("tokenizer.model").read_bytes()
+        assert same == (FOLDER / "llama-target" / "tokenizer.model").read_bytes()
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 30 * 2**20
 
 
 SUM = Document("arithmetic", "i", "p", " 1 + 2 = 3. The answer is 3.", answer_number=3)

@@ -283,3 +283,18 @@ def test_bad_requests(engines: dict[str, Engine]) -> None:
         engine.add_request("x", request_id="twice")
     assert engine.abort("twice")
     assert not engine.has_work()
+
+
+def test_a_closed_stream_shows_what_was_held_back(engines: dict[str, Engine]) -> None:
+    cascade = engines["cascade"]
+    cascade.set_policy(PlainDecoding())
+    free = cascade.generate(PROMPT, SamplingParams(max_tokens=30))[0]
+    params = SamplingParams(max_tokens=30, stop=free.text[:5] + "never")
+    stream = cascade.stream(PROMPT, params)
+    pieces = [next(stream) for _ in range(3)]
+    stream.close()
+    result = stream.result()
+    assert result.finish_reason == "abort"
+    assert result.token_ids == free.token_ids[:3] == [piece.token_id for piece in pieces]
+    assert free.text.startswith(result.text)
+    assert len(result.text) > sum(len(piece.text) for piece in pieces)

@@ -52,7 +52,7 @@ int main() {
   for (int threads : {1, 2, 3, 8}) {
     ce::ThreadPool pool(threads);
     right &= many_forks(pool, 300, threads == 2);
-    for (int i = 0; i < 12000; ++i) right &= fork_once(pool, 2, 1);  // workers come late
+    for (int i = 0; i < 6000; ++i) right &= fork_once(pool, 2, 1);  // workers come late
     right &= errors_come_back(pool);
     bool first = true, second = true;
     std::thread other([&] { first = many_forks(pool, 150, false); });

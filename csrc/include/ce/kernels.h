@@ -31,8 +31,10 @@ struct RmsNormArgs {
   DType out_dtype;
 };
 
-// y = x W^T (+ bias) (+ y). Each y[r, c] is one chain of fused multiply-adds over ascending k from
-// zero (bf16: pairs, the odd element first), then the bias, then the old y.
+// y = x W^T (+ bias) (+ y). Each y[r, c] is a sum over slabs of kLinearSlab steps, in ascending
+// order, then the bias, then the old y; a slab is one chain of fused multiply-adds over ascending k
+// from zero. A step is one k, for bf16 a pair: the odd element first.
+inline constexpr int kLinearSlab = 128;
 struct LinearArgs {
   PackedMatrix w;
   const void* x;  // [rows, k], dense, of w.dtype
