@@ -70,19 +70,15 @@ def _files_table(folder: Path) -> list[str]:
     return rows
 
 
-def _training_table(trained: Path) -> list[str]:
+def _training_table(training: dict[str, dict[str, Any]]) -> list[str]:
     rows = [
         "| model | steps | tokens | tokens/s | seconds | validation loss (nats/token) |",
         "|---|---|---|---|---|---|",
     ]
-    for name in PRESETS:
-        record = last_record(trained / name / "log.jsonl")
-        if record:
-            cells = (record["tokens"], record["tokens_per_second"], round(record["seconds"]))
-            numbers = " | ".join(f"{c:,}" for c in cells)
-            rows.append(
-                f"| {name} | {record['step']:,} | {numbers} | {record['validation_loss']} |"
-            )
+    for name, record in training.items():
+        cells = (record["tokens"], record["tokens_per_second"], round(record["seconds"]))
+        numbers = " | ".join(f"{c:,}" for c in cells)
+        rows.append(f"| {name} | {record['step']:,} | {numbers} | {record['validation_loss']} |")
     return rows
 
 
@@ -114,6 +110,8 @@ def write_card(folder: Path, trained: Path) -> None:
     for path in sorted(trained.glob("scores-*.json")):
         scores.update(json.loads(path.read_text()))
     notes = trained / "notes.md"
+    exported = [n for n in PRESETS if (folder / n / "model.safetensors").exists()]
+    training = {n: r for n in exported if (r := last_record(trained / n / "log.jsonl"))}
     parts = [
         _INTRO.format(towns=len(TOWNS), topics=len(topics())),
         "## Files\n",
@@ -122,13 +120,12 @@ def write_card(folder: Path, trained: Path) -> None:
         "Muon (matrices) and AdamW (the rest), constant rate with linear decay, seed 0, bfloat16",
         "autocast on CPU. Drafts are distilled: 0.8 * forward KL on the target's logits + 0.2 * cross",
         "entropy, on the corpus and (LLaMA) for 15% of the documents on texts the target wrote.\n",
-        *_training_table(trained),
+        *_training_table(training),
         f"\n{notes.read_text().strip()}" if notes.exists() else "",
         "\n## Held-out test split, greedy decoding with transformers\n",
         *_score_table(scores),
         _NOTES,
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(parts))
-    training = {name: last_record(trained / name / "log.jsonl") for name in PRESETS}
-    measured = {"training": {n: r for n, r in training.items() if r}, "scores": scores}
+    measured = {"training": training, "scores": scores}
     (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")

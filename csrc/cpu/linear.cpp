@@ -340,12 +340,10 @@ static void run_block(const Call& call, int64_t block) {
   }
 }
 
-// Cuts x into the tiles' panels, by all workers when there is enough of it.
-static void pack(const Call& call, float* packed, ThreadPool& pool) {
+// Packs all of x, by all workers.
+static void pack_together(const Call& call, float* packed, ThreadPool& pool) {
   const int64_t slabs = (call.steps + kPackSlab - 1) / kPackSlab;
-  const int64_t count = call.tiling.count * slabs;
-  const bool alone = call.args.rows * call.steps < 8192;
-  pool.parallel_for(count, alone ? count : 1, [&](int64_t begin, int64_t end, int) {
+  pool.parallel_for(call.tiling.count * slabs, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % slabs * kPackSlab;
       const int64_t last = first + kPackSlab < call.steps ? first + kPackSlab : call.steps;
@@ -360,18 +358,25 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
   if (args.rows == 0) return;
   const bool wide = args.w.dtype == DType::f32;
   float* packed = static_cast<float*>(args.scratch);
-  Call call{args, cut_rows(args.rows), wide ? args.w.k : (args.w.k + 1) / 2,
-            wide || kNativePairs ? 1 : 2, packed};
+  const Call call{args, cut_rows(args.rows), wide ? args.w.k : (args.w.k + 1) / 2,
+                  wide || kNativePairs ? 1 : 2, static_cast<const float*>(args.x)};
   const bool as_it_is = args.rows == 1 && (wide || (kNativePairs && args.w.k % 2 == 0));
-  if (as_it_is)
-    call.x = static_cast<const float*>(args.x);
-  else
-    pack(call, packed, pool);
+  // A small x is packed by each worker for itself: cheaper than waiting for another's cache lines.
+  const int64_t bytes = linear_packed_bytes(args.rows, args.w.k);
+  const bool alone = bytes <= kLinearCopyBytes;
+  if (!as_it_is && !alone) pack_together(call, packed, pool);
+  bool ready[ThreadPool::kMaxThreads] = {};
   const int64_t blocks = (args.w.n + kBlockColumns - 1) / kBlockColumns;
   const int64_t pieces = kPiecesPerWorker * pool.size();
-  const int64_t grain = (blocks + pieces - 1) / pieces;
-  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
-    for (int64_t block = begin; block < end; ++block) run_block(call, block);
+  pool.parallel_for(blocks, (blocks + pieces - 1) / pieces, [&](int64_t begin, int64_t end, int i) {
+    Call mine = call;
+    if (!as_it_is) mine.x = alone ? packed + i * (bytes / 4) : packed;
+    if (!as_it_is && alone && !ready[i]) {
+      for (int64_t t = 0; t < call.tiling.count; ++t)
+        pack_tile(call, t, 0, call.steps, packed + i * (bytes / 4));
+      ready[i] = true;
+    }
+    for (int64_t block = begin; block < end; ++block) run_block(mine, block);
   });
 }
 

@@ -67,7 +67,7 @@ void Program::linear(int y, int x, const PackedMatrix& w, const float* bias, boo
   steps_.push_back([=, this] {
     const int64_t count = rows(x);
     if (count == 0) return;
-    void* scratch = linear_scratch_.reserve(linear_scratch_bytes(count, w.k, w.dtype));
+    void* scratch = linear_scratch_.reserve(linear_scratch_bytes(count, w.k, pool_.size()));
     kernels_.linear(
         {w, buffers_[static_cast<size_t>(x)].data, count, bias, data_f32(y), accumulate, scratch},
         pool_);

@@ -90,7 +90,8 @@ struct ThreadPool::Impl {
 };
 
 ThreadPool::ThreadPool(int threads) : impl_(nullptr), threads_(threads) {
-  CE_CHECK(threads >= 1 && threads <= 1024, "threads must be in 1..1024, got ", threads);
+  CE_CHECK(threads >= 1 && threads <= kMaxThreads, "threads must be in 1..", kMaxThreads, ", got ",
+           threads);
   impl_ = new Impl;
   for (int worker = 1; worker < threads; ++worker)
     impl_->threads.emplace_back([this, worker] { impl_->work(worker); });

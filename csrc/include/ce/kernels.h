@@ -42,11 +42,18 @@ struct LinearArgs {
   const float* bias;  // [n] or null
   float* y;           // [rows, n], dense
   bool accumulate;    // add to y
-  void* scratch;      // linear_scratch_bytes(rows, k, dtype), 64-byte aligned
+  void* scratch;      // linear_scratch_bytes(rows, k, workers), 64-byte aligned
 };
-// Four bytes an element for bf16 too: without AVX512-BF16 x is widened once, not in every block.
-inline constexpr int64_t linear_scratch_bytes(int64_t rows, int64_t k, DType) {
-  return rows * ((k + 1) / 2 * 2) * 4 + 64;
+// x as the kernel packs it: four bytes an element for bf16 too, because without AVX512-BF16 it is
+// widened once and not in every block.
+inline constexpr int64_t linear_packed_bytes(int64_t rows, int64_t k) {
+  return (rows * ((k + 1) / 2 * 2) * 4 + 63) / 64 * 64;
+}
+// Up to this size each worker has a packed copy of its own.
+inline constexpr int64_t kLinearCopyBytes = 128 << 10;
+inline constexpr int64_t linear_scratch_bytes(int64_t rows, int64_t k, int workers) {
+  const int64_t bytes = linear_packed_bytes(rows, k);
+  return bytes <= kLinearCopyBytes ? workers * bytes : bytes;
 }
 
 // Rotates queries in place and stores rotated keys and values in the cache. Rotation pairs

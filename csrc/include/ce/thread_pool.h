@@ -9,6 +9,8 @@ namespace ce {
 
 class ThreadPool {
  public:
+  static constexpr int kMaxThreads = 1024;
+
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
