@@ -135,8 +135,7 @@ def measure(target: Path, args: argparse.Namespace, dtype: torch.dtype) -> dict[
     cases: dict[str, Callable[[], object]] = {"read ceiling": ceiling}
     for k in REVIEWS:
         cases[f"ours {k}"] = lambda k=k: ours.step(k)  # type: ignore[misc]
-    peers = [p for p in args.peers.split(",") if p]
-    if "hf" in peers:
+    if args.peers == "hf":
         theirs = Transformers(target, dtype, threads, context)
         for k in REVIEWS:
             cases[f"hf {k}"] = lambda k=k: theirs.step(k)  # type: ignore[misc]
@@ -158,7 +157,7 @@ def measure(target: Path, args: argparse.Namespace, dtype: torch.dtype) -> dict[
     report["review_over_decode"] = {
         str(k): paired_ratio(times[f"ours {k}"], times["ours 1"]) for k in REVIEWS
     }
-    if "hf" in peers:
+    if args.peers == "hf":
         report["ours_over_hf"] = {
             str(k): paired_ratio(times[f"ours {k}"], times[f"hf {k}"]) for k in REVIEWS
         }
@@ -210,7 +209,7 @@ def main() -> None:
     what.add_argument("--target", metavar="DIR", help="Hugging Face directory")
     what.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--peers", default="hf", help="hf, or nothing")
+    parser.add_argument("--peers", choices=["hf", "none"], default="hf", help="default: hf")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int)

@@ -41,6 +41,11 @@ split (the numbers of a word problem with its schema, the wording of a fact, an 
 nowhere in training. The facts and the points behind an advice topic do: those columns measure memory.
 """
 
+_CASCADE = """\
+`python -m cascade_engine.demo.evaluate`, one question at a time. "default" is what
+`python -m cascade_engine.generate` uses when no target is named.
+"""
+
 
 def parameter_count(weights: Path) -> int:
     """Number of stored parameters; tied tensors are stored once."""
@@ -100,16 +105,34 @@ def _score_table(scores: dict[str, Any]) -> list[str]:
     return rows
 
 
+def _cascade_table(report: dict[str, Any]) -> list[str]:
+    rows = [
+        "| setting | k_matrix | tokens per target pass | tokens/s | times plain | same text |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in report["settings"].items():
+        matrix = "-" if found["k_matrix"] is None else json.dumps(found["k_matrix"])
+        rows.append(
+            f"| {name} | {matrix} | {found['tokens_per_target_call']:.2f} | "
+            f"{found['tokens_per_second']:,.0f} | {found['times_plain']:.2f} | "
+            f"{found['identical']} of {report['questions']} |"
+        )
+    return rows
+
+
 def write_card(folder: Path, trained: Path) -> None:
     """Write folder/MODEL_CARD.md and folder/measured.json.
 
-    Read are the weights in folder/MODEL/, trained/MODEL/log.jsonl, trained/scores-*.json, and
-    trained/notes.md when there is one: what was particular about this run.
+    Read are the weights in folder/MODEL/, trained/MODEL/log.jsonl, trained/scores-*.json,
+    trained/cascade.json (from `cascade_engine.demo.evaluate --json`), and trained/notes.md when
+    there is one: what was particular about this run.
     """
     scores: dict[str, Any] = {}
     for path in sorted(trained.glob("scores-*.json")):
         scores.update(json.loads(path.read_text()))
     notes = trained / "notes.md"
+    path = trained / "cascade.json"
+    cascade = json.loads(path.read_text()) if path.exists() else {}
     exported = [n for n in PRESETS if (folder / n / "model.safetensors").exists()]
     training = {n: r for n in exported if (r := last_record(trained / n / "log.jsonl"))}
     parts = [
@@ -125,7 +148,10 @@ def write_card(folder: Path, trained: Path) -> None:
         "\n## Held-out test split, greedy decoding with transformers\n",
         *_score_table(scores),
         _NOTES,
+        *(["\n## Cascade settings on the test split\n", _CASCADE] if cascade else []),
+        *(_cascade_table(cascade) if cascade else []),
+        "",
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(parts))
-    measured = {"training": training, "scores": scores}
+    measured = {"training": training, "scores": scores, "cascade": cascade}
     (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")

@@ -88,10 +88,12 @@ static inline void score_pages(const float* const* queries, const T* const* page
 static inline void exponentiate(float* scores, int64_t count, float* partial) {
   const f32x16 nothing = set1(-__builtin_inff());
   f32x16 highest = nothing;
-  for (int64_t i = 0; i < count; i += 16) {
-    const f32x16 score =
-        select(first(static_cast<int>(smaller(count - i, 16))), load(scores + i), nothing);
-    store(scores + i, score);
+  const int64_t whole = count / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) highest = max(highest, load(scores + i));
+  if (whole < count) {
+    const mask16 seen = first(static_cast<int>(count - whole));
+    const f32x16 score = select(seen, load(scores + whole), nothing);
+    store(scores + whole, score);
     highest = max(highest, score);
   }
   const float maximum = reduce_max(highest);

@@ -41,8 +41,23 @@ const Program::Buffer& Program::checked(int id, DType dtype, int64_t cols, const
   return buffer;
 }
 
+const Program::Buffer& Program::at(int id) const {
+  CE_CHECK(id >= 0 && id < static_cast<int>(buffers_.size()), "no buffer ", id);
+  return buffers_[static_cast<size_t>(id)];
+}
+
+void Program::check_rows(int out, int x, const char* what) const {
+  CE_CHECK(at(out).per_logit == at(x).per_logit, what, ": one of buffers ", out, " and ", x,
+           " is per_logit, the other is not");
+}
+
+void Program::check_every_row(int id, const char* what) const {
+  CE_CHECK(!at(id).per_logit, what, ": buffer ", id, " must not be per_logit");
+}
+
 void Program::embedding(int out, const PackedMatrix& table, bool packed) {
   checked(out, DType::f32, table.k, "embedding out");
+  check_every_row(out, "embedding");
   steps_.push_back([=, this] {
     ce::embedding({ids_.data(), static_cast<int64_t>(ids_.size()), table, packed, data_f32(out)});
   });
@@ -51,8 +66,9 @@ void Program::embedding(int out, const PackedMatrix& table, bool packed) {
 void Program::rms_norm(int out, int x, const float* weight, float eps) {
   const int64_t width = cols(x);
   checked(x, DType::f32, width, "rms_norm x");
-  const DType out_dtype = buffers_[static_cast<size_t>(out)].dtype;
+  const DType out_dtype = at(out).dtype;
   checked(out, out_dtype, width, "rms_norm out");
+  check_rows(out, x, "rms_norm");
   steps_.push_back([=, this] {
     kernels_.rms_norm({data_f32(x), weight, eps, rows(x), width,
                        buffers_[static_cast<size_t>(out)].data, out_dtype},
@@ -64,6 +80,7 @@ void Program::linear(int y, int x, const PackedMatrix& w, const float* bias, boo
   checked(y, DType::f32, w.n, "linear y");
   checked(x, w.dtype, w.k, "linear x");
   CE_CHECK(y != x, "linear: y and x are the same buffer ", y);
+  check_rows(y, x, "linear");
   steps_.push_back([=, this] {
     const int64_t count = rows(x);
     if (count == 0) return;
@@ -77,7 +94,7 @@ void Program::linear(int y, int x, const PackedMatrix& w, const float* bias, boo
 void Program::rope_angles(const float* inv_freq, int head_dim) {
   CE_CHECK(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even, got ", head_dim);
   const int half = head_dim / 2;
-  rotary_ = true;
+  rope_dim_ = head_dim;
   steps_.push_back([=, this] {
     const size_t count = positions_.size() * static_cast<size_t>(half);
     if (cos_.size() < count) {
@@ -96,7 +113,10 @@ void Program::rope_angles(const float* inv_freq, int head_dim) {
 
 void Program::rope_store(int qkv, int heads, const CacheLayer& cache) {
   checked(qkv, DType::f32, int64_t{heads + 2 * cache.kv_heads} * cache.head_dim, "rope_store qkv");
-  const bool rotary = rotary_;
+  check_every_row(qkv, "rope_store");
+  const bool rotary = rope_dim_ != 0;
+  CE_CHECK(!rotary || rope_dim_ == cache.head_dim, "rope_store: the cache's head_dim ",
+           cache.head_dim, " is not that of rope_angles, ", rope_dim_);
   steps_.push_back([=, this] {
     kernels_.rope_store(
         {data_f32(qkv), rotary ? cos_.data() : nullptr, rotary ? sin_.data() : nullptr,
@@ -109,8 +129,10 @@ void Program::attention(int out, int qkv, int heads, float scale, const CacheLay
   CE_CHECK(cache.kv_heads > 0 && heads % cache.kv_heads == 0, "attention: ", heads,
            " heads are not a multiple of ", cache.kv_heads, " key/value heads");
   checked(qkv, DType::f32, int64_t{heads + 2 * cache.kv_heads} * cache.head_dim, "attention qkv");
-  const DType out_dtype = buffers_[static_cast<size_t>(out)].dtype;
+  const DType out_dtype = at(out).dtype;
   checked(out, out_dtype, int64_t{heads} * cache.head_dim, "attention out");
+  check_every_row(qkv, "attention");
+  check_every_row(out, "attention");
   steps_.push_back([=, this] {
     AttentionArgs args{data_f32(qkv),
                        segments_.data(),
@@ -129,7 +151,8 @@ void Program::attention(int out, int qkv, int heads, float scale, const CacheLay
 void Program::swiglu(int out, int gate_up) {
   const int64_t width = cols(out);
   checked(gate_up, DType::f32, 2 * width, "swiglu gate_up");
-  const DType out_dtype = buffers_[static_cast<size_t>(out)].dtype;
+  check_rows(out, gate_up, "swiglu");
+  const DType out_dtype = at(out).dtype;
   steps_.push_back([=, this] {
     kernels_.swiglu({data_f32(gate_up), rows(gate_up), width,
                      buffers_[static_cast<size_t>(out)].data, out_dtype},
@@ -140,6 +163,7 @@ void Program::swiglu(int out, int gate_up) {
 void Program::select_logit_rows(int out, int x) {
   const int64_t width = cols(x);
   checked(x, DType::f32, width, "select_logit_rows x");
+  check_every_row(x, "select_logit_rows");
   CE_CHECK(checked(out, DType::f32, width, "select_logit_rows out").per_logit,
            "select_logit_rows: buffer ", out, " must be per_logit");
   steps_.push_back([=, this] {
@@ -180,9 +204,11 @@ void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
              "sequence ", s, ": start ", starts[s], ", count ", counts[s], ", logits ", logits[s]);
     add_sequence(rows[s], starts[s], counts[s], logits[s], std::max(0, width - counts[s]));
   }
+  token_rows_ = static_cast<int64_t>(ids_.size());
+  wanted_rows_ = static_cast<int64_t>(logit_rows_.size());
   for (Buffer& buffer : buffers_) {
-    const size_t count = buffer.per_logit ? logit_rows_.size() : ids_.size();
-    const int64_t bytes = static_cast<int64_t>(count) * buffer.cols * dtype_size(buffer.dtype) + 64;
+    const int64_t count = buffer.per_logit ? wanted_rows_ : token_rows_;
+    const int64_t bytes = count * buffer.cols * dtype_size(buffer.dtype) + 64;
     buffer.data = buffer.memory.reserve(bytes);
     // Attention leaves rows of padding as they are: they must be numbers for what comes after.
     if (left_padded) std::memset(buffer.data, 0, static_cast<size_t>(bytes));
@@ -213,17 +239,15 @@ void Program::add_sequence(int row, int start, int count, int logits, int paddin
 }
 
 float* Program::data_f32(int id) {
-  return static_cast<float*>(buffers_[static_cast<size_t>(id)].data);
+  return static_cast<float*>(at(id).data);
 }
 
 int64_t Program::cols(int id) const {
-  CE_CHECK(id >= 0 && id < static_cast<int>(buffers_.size()), "no buffer ", id);
-  return buffers_[static_cast<size_t>(id)].cols;
+  return at(id).cols;
 }
 
 int64_t Program::rows(int id) const {
-  return static_cast<int64_t>(buffers_[static_cast<size_t>(id)].per_logit ? logit_rows_.size()
-                                                                          : ids_.size());
+  return at(id).per_logit ? wanted_rows_ : token_rows_;
 }
 
 }  // namespace ce

@@ -71,6 +71,10 @@ class Program {
   };
   void add_sequence(int row, int start, int count, int logits, int padding);
   const Buffer& checked(int id, DType dtype, int64_t cols, const char* what) const;
+  const Buffer& at(int id) const;
+  // Both hold a row per token, or both a row per wanted logit row.
+  void check_rows(int out, int x, const char* what) const;
+  void check_every_row(int id, const char* what) const;
 
   ThreadPool& pool_;
   const Kernels& kernels_;
@@ -90,7 +94,8 @@ class Program {
   std::vector<int32_t> positions_;
   std::vector<int32_t> logit_rows_;
   std::vector<float> cos_, sin_;
-  bool rotary_ = false;
+  int64_t token_rows_ = 0, wanted_rows_ = 0;  // what the buffers hold, also after a refused run
+  int rope_dim_ = 0;                          // 0: no rotation
   Scratch linear_scratch_, attention_scratch_;
 };
 

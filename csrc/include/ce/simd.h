@@ -322,22 +322,44 @@ static inline void store_as(void* out, DType dtype, int64_t at, f32x16 a, int co
     store_bf16_part(static_cast<bf16*>(out) + at, a, count);
 }
 
-// Sum of the lanes in one fixed tree: lanes i and i+8, then i+4, i+2, i+1.
+// Sum, and maximum, of the lanes in one fixed tree: lanes i and i+8, then i+4, i+2, i+1. The
+// maximum expects no NaN.
+#if defined(__AVX2__)
+static inline __m256 lower_half(f32x16 a) {
+#if defined(__AVX512F__)
+  return _mm512_castps512_ps256(a.v);
+#else
+  return a.lo;
+#endif
+}
+static inline __m256 upper_half(f32x16 a) {
+#if defined(__AVX512F__)
+  return _mm512_extractf32x8_ps(a.v, 1);
+#else
+  return a.hi;
+#endif
+}
+#define CE_REDUCE(name, op8, op4)                                                    \
+  static inline float name(f32x16 a) {                                               \
+    const __m256 s8 = op8(lower_half(a), upper_half(a));                             \
+    const __m128 s4 = op4(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1)); \
+    const __m128 s2 = op4(s4, _mm_movehl_ps(s4, s4));                                \
+    return _mm_cvtss_f32(op4(s2, _mm_movehdup_ps(s2)));                              \
+  }
+CE_REDUCE(reduce_add, _mm256_add_ps, _mm_add_ps)
+CE_REDUCE(reduce_max, _mm256_max_ps, _mm_max_ps)
+#undef CE_REDUCE
+#else
 static inline float reduce_add(f32x16 a) {
-  float s[16];
-  store_lanes(s, a);
   for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) s[i] = s[i] + s[i + width];
-  return s[0];
+    for (int i = 0; i < width; ++i) a.v[i] = a.v[i] + a.v[i + width];
+  return a.v[0];
 }
-
 static inline float reduce_max(f32x16 a) {
-  float s[16];
-  store_lanes(s, a);
-  float m = s[0];
-  for (int i = 1; i < 16; ++i) m = s[i] > m ? s[i] : m;
-  return m;
+  for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+  return a.v[0];
 }
+#endif
 
 // e^x, relative error below 2e-7 for x <= 88; x below -87 gives exactly 0 (so masked scores, -inf,
 // contribute exact zeros); NaN is not expected. Cody-Waite reduction and a degree-6 polynomial.
