@@ -91,7 +91,7 @@ class Ours:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
         accept = backend.accept
         try:
-            self.level._program = Timed()  # type: ignore[assignment]
+            self.level._program = Timed()
             backend.accept = timed(accept)  # type: ignore[method-assign]
             stats = self.engine.generate([list(range(3, 19))], params)[0].stats
         finally:

@@ -56,12 +56,6 @@ def settings(family: Family) -> list[Setting]:
     ]
 
 
-def answer_all(engine: Engine, documents: Sequence[Document]) -> list[Generation]:
-    """Greedy answers, one request at a time, as a user at a terminal would ask."""
-    params = SamplingParams(max_tokens=MAX_TOKENS)
-    return [engine.generate(document.prompt, params)[0] for document in documents]
-
-
 def task_scores(
     documents: Sequence[Document], results: Sequence[Generation]
 ) -> dict[str, dict[str, float]]:
@@ -82,61 +76,65 @@ def task_scores(
     return scores
 
 
-def run_setting(
-    family: Family, setting: Setting, documents: Sequence[Document], threads: int | None
-) -> tuple[list[Generation], float]:
-    """Answers and the seconds they took together."""
-    engine = Engine.load(
-        family.target,
-        setting.drafts,
-        setting.table,
-        policy=setting.policy(),
-        threads=threads,
-        max_rows=1,
-        reuse_cache=False,
-    )
-    answer_all(engine, documents[:3])
-    begin = time.perf_counter()
-    results = answer_all(engine, documents)
-    return results, time.perf_counter() - begin
+@dataclass
+class Run:
+    """One setting over all questions."""
+
+    setting: Setting
+    engine: Engine
+    results: list[Generation]
+    seconds: list[float]
+
+    def figures(self, plain: Run) -> dict[str, Any]:
+        """JSON-ready; times relative to `plain`, which answered the same questions in turn."""
+        tokens = sum(len(r.token_ids) for r in self.results)
+        pairs = list(zip(self.results, plain.results, strict=True))
+        ratios = [a / b for a, b in zip(plain.seconds, self.seconds, strict=True)]
+        return {
+            "k_matrix": self.setting.k_matrix,
+            "drafts": [path.name for path in self.setting.drafts],
+            "tokens_per_target_call": tokens / sum(r.stats.target_calls for r in self.results),
+            "tokens_per_second": tokens / sum(self.seconds),
+            "times_plain": sum(plain.seconds) / sum(self.seconds),
+            "times_plain_median_of_questions": statistics.median(ratios),
+            "identical": sum((a.token_ids, a.text) == (b.token_ids, b.text) for a, b in pairs),
+        }
 
 
 def evaluate(per_task: int, threads: int | None) -> dict[str, Any]:
-    """All figures as JSON-ready values; prints a line a setting while it runs."""
+    """All figures as JSON-ready values. The settings answer each question in turn, one request at
+    a time as a user at a terminal would ask, so that a busy moment of the machine hits all."""
     family = llama_family()
     documents = [d for task in TASKS for d in distinct_documents("test", task, per_task)]  # type: ignore[arg-type]
-    plain: list[Generation] = []
-    plain_speed = 0.0
-    report: dict[str, Any] = {"questions": len(documents), "settings": {}}
+    options: dict[str, Any] = {"threads": threads, "max_rows": 1, "reuse_cache": False}
+    runs = []
     for setting in settings(family):
-        results, seconds = run_setting(family, setting, documents, threads)
-        tokens = sum(len(r.token_ids) for r in results)
-        calls = sum(r.stats.target_calls for r in results)
-        if setting.k_matrix is None:
-            plain, plain_speed = results, tokens / seconds
-            report["scores"] = task_scores(documents, results)
-        identical = sum(
-            (a.token_ids, a.text) == (b.token_ids, b.text)
-            for a, b in zip(results, plain, strict=True)
+        engine = Engine.load(
+            family.target, setting.drafts, setting.table, policy=setting.policy(), **options
         )
-        figures = {
-            "k_matrix": setting.k_matrix,
-            "drafts": [path.name for path in setting.drafts],
-            "tokens_per_target_call": tokens / calls,
-            "tokens_per_second": tokens / seconds,
-            "times_plain": tokens / seconds / plain_speed,
-            "identical": identical,
-        }
-        report["settings"][setting.name] = figures
+        runs.append(Run(setting, engine, [], []))
+    params = SamplingParams(max_tokens=MAX_TOKENS)
+    for i, document in enumerate(documents):
+        for run in runs:
+            if i == 0:
+                run.engine.generate(document.prompt, params)
+            begin = time.perf_counter()
+            run.results += run.engine.generate(document.prompt, params)
+            run.seconds.append(time.perf_counter() - begin)
+    found = {run.setting.name: run.figures(runs[0]) for run in runs}
+    scores = task_scores(documents, runs[0].results)
+    return {"questions": len(documents), "settings": found, "scores": scores}
+
+
+def show(report: dict[str, Any]) -> None:
+    for name, found in report["settings"].items():
         print(
-            f"{setting.name:36s} {figures['tokens_per_target_call']:6.2f} tokens per target pass  "
-            f"{figures['tokens_per_second']:8.0f} tokens/s  {figures['times_plain']:5.2f}x plain  "
-            f"identical {identical}/{len(documents)}",
-            flush=True,
+            f"{name:36s} {found['tokens_per_target_call']:6.2f} tokens per target pass  "
+            f"{found['tokens_per_second']:8.0f} tokens/s  {found['times_plain']:5.2f}x plain  "
+            f"identical {found['identical']}/{report['questions']}"
         )
     for task, score in report["scores"].items():
         print(f"{task:12s} " + "  ".join(f"{key} {value:.3f}" for key, value in score.items()))
-    return report
 
 
 def main() -> None:
@@ -146,6 +144,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     report = evaluate(args.per_task, args.threads)
+    show(report)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
 

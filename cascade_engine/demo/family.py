@@ -28,6 +28,6 @@ def llama_family() -> Family:
             f"{target} holds no model: this package was built without the embedded models; give "
             "--target DIR"
         )
-    # The table drafts so well in this narrow domain that a neural draft costs more than it saves
-    # (`python -m cascade_engine.demo.evaluate` compares them).
-    return Family(target, (), FOLDER / "ngrams.safetensors", ((10,),))
+    # The best of the settings that `python -m cascade_engine.demo.evaluate` compares.
+    drafts, table = (FOLDER / "llama-small",), FOLDER / "ngrams.safetensors"
+    return Family(target, drafts, table, ((6, 0), (0, 8)))

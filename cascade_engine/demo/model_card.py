@@ -25,7 +25,12 @@ that need target and draft pairs whose acceptance is real. They were trained fro
 else: arithmetic word problems with worked solutions (numbers up to 999), questions about a made-up world
 of {towns} towns, and advice questions on {topics} topics answered in lists, with skeletons and point
 expansions. Outside that they are not expected to work. The corpus, the weights and this card are
-under the project's licence. The n-gram table is described where it is built.
+under the project's licence. The n-gram table `ngrams.safetensors` (order 5) was counted on 60,000
+training documents:
+
+    python -m cascade_engine.demo.corpus --bare --count 60000 --split train --seed 11 > corpus.txt
+    python -m cascade_engine.tables build --corpus corpus.txt --tokenizer cascade_engine/demo/llama-target \\
+        --order 5 --max-bytes 1500000 --out cascade_engine/demo/ngrams.safetensors
 
 Prompt formats: `cascade_engine/demo/formats.py`. Tokenizer: SentencePiece BPE, 2,048 pieces, byte
 fallback, digits split, unk 0, bos 1, eos 2; the T5 models use the same ids, with 0 as padding and

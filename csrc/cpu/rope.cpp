@@ -25,41 +25,42 @@ void put(void* base, DType dtype, int64_t index, float value) {
     static_cast<bf16*>(base)[index] = to_bf16(value);
 }
 
-void store_token(const CacheLayer& cache, int64_t page, int slot, const float* k, const float* v) {
-  const int64_t dim = cache.head_dim;
-  for (int64_t head = 0; head < cache.kv_heads; ++head) {
-    const int64_t base = (page * cache.kv_heads + head) * dim * kPageTokens;
-    for (int64_t d = 0; d < dim; ++d)
-      put(cache.keys, cache.dtype, base + d * kPageTokens + slot, k[head * dim + d]);
-    for (int64_t d = 0; d < dim; ++d)
-      put(cache.values, cache.dtype, base + slot * dim + d, v[head * dim + d]);
-  }
-}
-
-void token(const RopeStoreArgs& args, const Segment& segment, int index) {
+// Rotates one head of all tokens; a key head is stored with its values. Workers share out heads,
+// not tokens: sixteen tokens of a head share the cache lines of its transposed keys.
+void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head) {
   const CacheLayer& cache = args.cache;
-  const int64_t dim = cache.head_dim;
-  const int64_t row = segment.first_row + index;
-  float* q = args.qkv + row * (args.heads + 2 * cache.kv_heads) * dim;
-  float* k = q + args.heads * dim;
-  if (args.cos != nullptr) {
-    const float* cos = args.cos + row * (dim / 2);
-    const float* sin = args.sin + row * (dim / 2);
-    for (int64_t head = 0; head < args.heads + cache.kv_heads; ++head)
-      rotate(q + head * dim, cos, sin, static_cast<int>(dim / 2));
+  const int64_t dim = cache.head_dim, half = dim / 2;
+  const int64_t width = int64_t{args.heads + 2 * cache.kv_heads} * dim;
+  for (int t = 0; t < segment.count; ++t) {
+    const int64_t row = segment.first_row + t;
+    float* x = args.qkv + row * width + head * dim;
+    if (args.cos != nullptr)
+      rotate(x, args.cos + row * half, args.sin + row * half, static_cast<int>(half));
+    if (head < args.heads) continue;
+    const int position = segment.start + t;
+    const int64_t slot = position % kPageTokens;
+    const int64_t page = segment.block_table[position / kPageTokens];
+    const int64_t base = (page * cache.kv_heads + head - args.heads) * dim * kPageTokens;
+    const float* v = x + cache.kv_heads * dim;
+    for (int64_t d = 0; d < dim; ++d)
+      put(cache.keys, cache.dtype, base + d * kPageTokens + slot, x[d]);
+    for (int64_t d = 0; d < dim; d += 16)
+      store_as(cache.values, cache.dtype, base + slot * dim + d,
+               load_part(v + d, dim - d < 16 ? static_cast<int>(dim - d) : 16),
+               dim - d < 16 ? static_cast<int>(dim - d) : 16);
   }
-  const int position = segment.start + index;
-  store_token(cache, segment.block_table[position / kPageTokens], position % kPageTokens, k,
-              k + cache.kv_heads * dim);
 }
 
 }  // namespace
 
 void rope_store(const RopeStoreArgs& args, ThreadPool& pool) {
+  const int64_t heads = args.heads + args.cache.kv_heads;
   for (int s = 0; s < args.segment_count; ++s) {
     const Segment& segment = args.segments[s];
-    pool.parallel_for(segment.count, 8, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) token(args, segment, static_cast<int>(i));
+    const int64_t grain =
+        segment.count < 4 ? heads : (heads + 4 * pool.size() - 1) / (4 * pool.size());
+    pool.parallel_for(heads, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t head = begin; head < end; ++head) store_head(args, segment, head);
     });
   }
 }
