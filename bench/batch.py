@@ -48,28 +48,36 @@ class Case:
         return [result.token_ids for result in self.engine.generate(self.prompts, self.params)]
 
     def first_token_seconds(self) -> dict[str, float]:
-        """From the request to its first token: the slowest row of the batch, when all come at
-        once, and the slowest of the same rows when each is alone."""
+        """From a request to its first token, alone and when it joins a batch that fills all other
+        rows: the largest ratio over (up to four of) the prompts, and its two times."""
         self.engine.set_policy(self.policy)
+        found = []
+        for late in range(min(4, len(self.prompts))):
+            alone = self._first_token(late, beside=[])
+            others = [i for i in range(len(self.prompts)) if i != late]
+            found.append((self._first_token(late, beside=others) / alone, alone))
+        ratio, alone = max(found)
+        return {"ratio": ratio, "alone": alone, "in_full_batch": ratio * alone}
+
+    def _first_token(self, late: int, beside: list[int]) -> float:
         self.engine.clear_cache()
-        alone = []
-        for prompt in self.prompts:
-            begin = time.perf_counter()
-            stream = self.engine.stream(prompt, self.params)
-            next(stream)
-            alone.append(time.perf_counter() - begin)
-            stream.close()
-            self.engine.clear_cache()
+        for i in beside:
+            self.engine.add_request(self.prompts[i], self.params, str(i))
+        while beside and any(i not in self._started(beside) for i in beside):
+            pass
         begin = time.perf_counter()
-        for i, prompt in enumerate(self.prompts):
-            self.engine.add_request(prompt, self.params, str(i))
-        seen: dict[str, float] = {}
-        while len(seen) < len(self.prompts):
-            for out in self.engine.step():
-                seen.setdefault(out.request_id, time.perf_counter() - begin)
-        for i in range(len(self.prompts)):
-            self.engine.abort(str(i))
-        return {"alone": max(alone), "together": max(seen.values())}
+        self.engine.add_request(self.prompts[late], self.params, "late")
+        while all(out.request_id != "late" for out in self.engine.step()):
+            pass
+        seconds = time.perf_counter() - begin
+        for name in ("late", *map(str, beside)):
+            self.engine.abort(name)
+        return seconds
+
+    def _started(self, rows: list[int]) -> set[int]:
+        """One step; the rows that it gave a token."""
+        given = {out.request_id for out in self.engine.step()}
+        return {i for i in rows if str(i) in given}
 
 
 def transformers_case(
@@ -158,10 +166,11 @@ def main() -> None:
             found = report["rows"][str(rows)] = measure_rows(target, rows, args, threads)
             rates = found["tokens_per_second"]
             line = "  ".join(f"{name} {rate['median']:.0f}" for name, rate in rates.items())
-            first = {k: v * 1e3 for k, v in found["first_token_seconds"].items()}
+            first = found["first_token_seconds"]
             print(
                 f"{rows:3d} rows, tokens/s: {line}; same tokens: {found['same_tokens']}; first "
-                f"token {first['together']:.0f} ms together, {first['alone']:.0f} alone",
+                f"token {first['alone'] * 1e3:.0f} ms alone, x {first['ratio']:.2f} when the other "
+                "rows are busy",
                 flush=True,
             )
     write_json(args.json, report)
