@@ -164,7 +164,10 @@ class Cycle:
         try:
             verdicts = self._neural[level].review(items, lenience)
         except ValueError as error:
-            raise self._failed(rows, f"{self._neural[level].name}: {error}") from error
+            if level == 0:
+                raise self._failed(rows, f"{self._neural[0].name}: {error}") from error
+            self._retire(level, rows)
+            return rows
         seconds = time.perf_counter() - begin
         self.stats.count_pass(level, len(rows), seconds)
         for row, verdict in zip(rows, verdicts, strict=True):
@@ -177,6 +180,13 @@ class Cycle:
                 each.truncate(row.slot, row.length - 1)
             row.stats.levels[level].count_call(seconds / len(rows))
         return rows
+
+    def _retire(self, level: int, rows: Sequence[Row]) -> None:
+        """A draft whose logits are not numbers costs its drafts, never the answer."""
+        for row in rows:
+            row.retire(level)
+            for each in self._neural:
+                each.truncate(row.slot, row.length - 1)
 
     def _make_room(self, level: NeuralLevel, rows: Sequence[Row]) -> list[Row]:
         """Pages for feeding these rows to a level; rows preempted for it wait again."""

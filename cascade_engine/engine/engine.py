@@ -276,7 +276,8 @@ class Engine:
         if not self._cycle.slots.could_hold(rows[0]):
             raise CapacityError(
                 f"a row of {rows[0].limit} tokens (prompt and max_tokens) does not fit the "
-                "key/value cache: lower max_tokens or raise kv_cache_bytes"
+                f"key/value cache of {self._cycle.slots.capacity} tokens: lower max_tokens or "
+                "raise kv_cache_bytes"
             )
         return rows
 

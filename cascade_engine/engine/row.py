@@ -48,6 +48,8 @@ class Row:
     started: float = 0.0
     sources: list[int] = field(default_factory=list)
     """For each token behind the prompt, the level that appended it."""
+    retired: set[int] = field(default_factory=set)
+    """Drafting levels that failed on this row and are not asked again."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens that the last target review left, where they are asked for."""
 
@@ -55,8 +57,10 @@ class Row:
         """What the policy sees; `contexts` are the neural levels' context lengths."""
         length = self.length
         dormant: tuple[bool, ...] = ()
-        if length > min(contexts):
-            dormant = tuple([length > context for context in contexts])
+        if self.retired or length > min(contexts):
+            dormant = tuple(
+                [length > context or i in self.retired for i, context in enumerate(contexts)]
+            )
         room = self.limit - 1 - length
         return RowState(tuple(self.frontier), length, room, self.exhausted, dormant)
 
@@ -81,6 +85,15 @@ class Row:
         self.length = self.final
         self.frontier = [self.final] * len(self.frontier)
         del self.sources[self.final - len(self.prompt) :]
+        self.exhausted = False
+
+    def retire(self, level: int) -> None:
+        """Goes on without a drafting level that failed, and without what it had to review."""
+        self.retired.add(level)
+        self.length = self.frontier[level]
+        for i in range(level, len(self.frontier)):
+            self.frontier[i] = self.length
+        del self.sources[self.length - len(self.prompt) :]
         self.exhausted = False
 
     def append_draft(self, level: int, count: int) -> None:

@@ -32,6 +32,11 @@ class Slots:
         self._idle: OrderedDict[int, int] = OrderedDict()
         """Finished rows, least recently used first: slot -> tokens."""
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that the smallest of the levels' caches holds."""
+        return PAGE_TOKENS * min(level.pages.pages for level in self._levels)
+
     def could_hold(self, row: Row) -> bool:
         """Whether the row fits at its limit when it is alone."""
         return all(

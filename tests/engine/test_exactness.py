@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
 from cascade_engine.levels import neural
@@ -118,6 +119,23 @@ def test_an_all_knowing_draft_saves_passes(drafters: dict[str, Path]) -> None:
         params = SamplingParams(max_tokens=81, temperature=temperature, seed=5, ignore_eos=True)
         stats = engine.generate(PROMPTS[0], params)[0].stats
         assert stats.target_calls == 11  # one for the prompt, then 8 tokens each
+
+
+@pytest.mark.parametrize("k_matrix", [[[4, 3], [0, 5]], [[4, 0], [0, 0]]])
+def test_a_draft_of_nan_costs_nothing_but_its_drafts(
+    tmp_path: Path, k_matrix: list[list[int]]
+) -> None:
+    model = random_llama(tmp_path, 1, vocab_size=512, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    target = data_path("stories260k")
+    params = SamplingParams(max_tokens=50, temperature=0.8, seed=9, ignore_eos=True)
+    expected = Engine.load(target, policy=PlainDecoding()).generate(PROMPTS, params)
+    engine = Engine.load(target, [tmp_path], policy=FixedCascade(k_matrix))
+    results = engine.generate(PROMPTS, params)
+    assert [r.token_ids for r in results] == [r.token_ids for r in expected]
+    engine.check_integrity()
 
 
 def test_lenience_lets_drafting_levels_keep_more(drafters: dict[str, Path]) -> None:

@@ -278,6 +278,11 @@ def test_bad_requests(engines: dict[str, Engine]) -> None:
         engine.generate("x", SamplingParams(stop_token_ids=[600]))
     with pytest.raises(RequestError, match="a stream has one sample"):
         engine.stream("x", SamplingParams(n=2, temperature=1.0))
+    small = Engine.load(data_path("stories260k"), kv_cache_bytes=2 * 5 * 4 * 8 * 4 * 64, max_rows=1)
+    with pytest.raises(
+        CapacityError, match=r"row of 103 tokens .* cache of 64 tokens: lower max_tok"
+    ):
+        small.generate([[5, 6, 7]], SamplingParams(max_tokens=100))
     engine.add_request("x", request_id="twice")
     with pytest.raises(RequestError, match="'twice' is in use"):
         engine.add_request("x", request_id="twice")
