@@ -14,6 +14,7 @@ from .tokenizer import EOS_ID, encode_answer, encode_document
 
 PROMPT_WEIGHT = 0.02
 _BUFFER_ROWS = 16
+_POOL_DOCUMENTS = 1024
 
 
 @dataclass(frozen=True)
@@ -72,20 +73,22 @@ def padded(sequences: Sequence[list[int]] | Sequence[list[float]]) -> torch.Tens
 def pair_batches(
     stream: Iterable[Document], tokenizer: SentencePieceProcessor, batch_tokens: int
 ) -> Iterator[Batch]:
-    """T5 batches: (prompt, answer) pairs of similar length, up to `batch_tokens` padded tokens."""
+    """T5 batches: (prompt, answer) pairs of similar length, up to `batch_tokens` padded tokens.
+
+    Documents of one length are mostly of one kind, so an optimizer step should add up several
+    batches; they come in random order.
+    """
+    order = torch.Generator().manual_seed(0)
     pool: list[tuple[list[int], list[int]]] = []
     for document in stream:
         prompt = [*tokenizer.encode(document.prompt), EOS_ID]
         pool.append((prompt, encode_answer(tokenizer, document.answer)))
-        if len(pool) < 512:
+        if len(pool) < _POOL_DOCUMENTS:
             continue
         pool.sort(key=lambda pair: (len(pair[1]), len(pair[0])))
         groups = _by_size(pool, batch_tokens)
-        order = torch.randperm(
-            len(groups), generator=torch.Generator().manual_seed(len(pool[0][0]))
-        )
         pool = []
-        for index in order.tolist():
+        for index in torch.randperm(len(groups), generator=order).tolist():
             prompts, answers = zip(*groups[index], strict=True)
             weights = padded([[1.0] * len(a) for a in answers])
             yield Batch(padded(answers), weights, padded(prompts))

@@ -25,7 +25,7 @@ PAD_ID = UNK_ID
 class Preset:
     """Model shape (keyword arguments of the Hugging Face config) and training settings.
 
-    `batch_tokens`: tokens in one optimizer step; `matrix_lr`: Muon, for the matrices inside the
+    `batch_tokens`: tokens in a batch; `parts`: batches in one optimizer step; `matrix_lr`: Muon, for the matrices inside the
     layers; `other_lr`: AdamW, for embeddings, norms and the output layer.
     """
 
@@ -33,6 +33,7 @@ class Preset:
     shape: dict[str, Any]
     steps: int
     batch_tokens: int = 4096
+    parts: int = 1
     matrix_lr: float = 3e-3
     other_lr: float = 3e-3
 
@@ -83,6 +84,8 @@ PRESETS: dict[str, Preset] = {
             "num_decoder_layers": 3,
         },
         steps=4000,
+        batch_tokens=1280,
+        parts=4,
     ),
     "t5-draft": Preset(
         "t5",
@@ -95,6 +98,8 @@ PRESETS: dict[str, Preset] = {
             "num_decoder_layers": 1,
         },
         steps=5000,
+        batch_tokens=1280,
+        parts=4,
         matrix_lr=5e-3,
         other_lr=5e-3,
     ),
@@ -141,10 +146,11 @@ def build_model(name: str) -> PreTrainedModel:
         **preset.shape,
     )
     model = transformers.T5ForConditionalGeneration(config)
-    # The library draws the output layer with unit variance, for logits of the size of d_model; at a
-    # few million parameters unlearning that would take a third of the training.
+    # The library draws embeddings and the output layer with unit variance, for logits of the size of
+    # d_model; at a few million parameters unlearning that would take a third of the training.
     with torch.no_grad():
         model.lm_head.weight.mul_(config.d_model**-0.5)
+        model.shared.weight.mul_(0.05)
     return model
 
 

@@ -18,6 +18,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,12 @@ class Trainer:
         last_save, running = time.monotonic(), 0.0
         while self.step < last and not stopping:
             started = time.monotonic()
-            batch = next(stream)
-            loss = loss_of(self.model, batch, self.teacher, self.args.teacher_share)
-            loss.backward()
+            loss = 0.0
+            for batch in islice(stream, self.preset.parts):
+                part = loss_of(self.model, batch, self.teacher, self.args.teacher_share)
+                (part / self.preset.parts).backward()
+                loss += part.item() / self.preset.parts
+                self.tokens += int((batch.weights > 0).sum())
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             factor = self.rate()
             for optimizer in self.optimizers:
@@ -162,8 +166,7 @@ class Trainer:
                 optimizer.step()
                 optimizer.zero_grad()
             self.step += 1
-            self.tokens += int((batch.weights > 0).sum())
-            running = loss.item() if not running else 0.98 * running + 0.02 * loss.item()
+            running = loss if not running else 0.98 * running + 0.02 * loss
             self.seconds += time.monotonic() - started
             bar.update()
             bar.set_postfix(loss=f"{running:.4f}", refresh=False)
