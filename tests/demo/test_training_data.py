@@ -91,13 +91,13 @@ def test_too_long_a_document_is_an_error(tokenizer) -> None:
 
 
 def test_pair_batches_cover_the_documents_within_the_limit(tokenizer) -> None:
-    source = list(islice(documents("train", 2), 512))
-    batches = list(pair_batches(source, tokenizer, batch_tokens=2048))
+    source = list(islice(documents("train", 2), 1024))
+    batches = list(pair_batches(source, tokenizer, batch_tokens=1280))
     answers = []
     for batch in batches:
         assert batch.inputs is not None
         rows, width = batch.tokens.shape
-        assert rows * (width + batch.inputs.shape[1]) <= 2048 or rows == 1
+        assert rows * (width + batch.inputs.shape[1]) <= 1280 or rows == 1
         assert torch.equal(batch.weights > 0, batch.tokens != 0)
         answers += [tokenizer.decode([t for t in row if t > 2]) for row in batch.tokens.tolist()]
     assert sorted(answers) == sorted(d.answer[1:] for d in source)
