@@ -94,8 +94,9 @@ class Cycle:
     def _step(self, policy: Policy) -> list[StepOutput]:
         while self.waiting and self.slots.admit(self.waiting[0]):
             row = self.waiting.popleft()
+            if not row.started:
+                self.stats.cached_prompt_tokens += row.stats.cached_tokens
             row.begin()
-            self.stats.cached_prompt_tokens += self._neural[0].pages.length[row.slot]
         deciding, first = self._prefill()
         while deciding:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]

@@ -157,7 +157,11 @@ class Engine:
             "waiting": len(self._cycle.waiting),
             "running": len(self._cycle.slots.running),
             "pages": {
-                level.name: {"used": table.pages - table.free_pages, "total": table.pages}
+                level.name: {
+                    "used": table.pages - table.available_pages,
+                    "cached": table.cached_pages,
+                    "total": table.pages,
+                }
                 for level, table in zip(self.neural, pages, strict=True)
             },
         }

@@ -50,6 +50,8 @@ class Row:
     """For each token behind the prompt, the level that appended it."""
     retired: set[int] = field(default_factory=set)
     """Drafting levels that failed on this row and are not asked again."""
+    keys: list[bytes] = field(default_factory=list)
+    """Prefix keys of the whole pages of its leading final tokens, as far as they were needed."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens that the last target review left, where they are asked for."""
 

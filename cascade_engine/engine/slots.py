@@ -3,23 +3,42 @@ out."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-
-from cascade_engine.cache import PAGE_TOKENS, pages_for
+from cascade_engine.cache import (
+    NO_TOKENS,
+    PAGE_TOKENS,
+    extend_keys,
+    pages_for,
+    prefix_key,
+    tail_keys,
+)
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.levels import NeuralLevel, TokenRows
+
+
+class Found(NamedTuple):
+    """What of a row is cached in one level: whole pages of the index, or tokens of a running
+    sample of the same request, whichever is more."""
+
+    pages: int
+    shared: int
+
+    @property
+    def tokens(self) -> int:
+        return max(self.pages * PAGE_TOKENS, self.shared)
 
 
 class Slots:
     """Owns the running rows' memory: token rows and every level's pages.
 
-    With `reuse`, a finished row's cache stays until its slot or its pages are needed, and a new row
-    starts from the longest common prefix with a finished or a running row (pages are shared, and
-    copied when written). What is cached for a token depends on the tokens up to it alone, so this
-    changes no token.
+    With `reuse`, whole pages of what a row has cached join each level's prefix index while it runs
+    and the rest when it leaves; a new row starts from the longest prefix found there. Samples and
+    forks of one request share everything, also without `reuse`. What is cached for a token
+    depends on the tokens up to it alone, so this changes no token. That goes for prompt and
+    generated tokens alike: on the CPU one kernel serves any number of rows, so that there is one
+    class of computation. A backend with two publishes prompt pages alone.
     """
 
     def __init__(self, levels: Sequence[NeuralLevel], rows: TokenRows, reuse: bool) -> None:
@@ -29,8 +48,6 @@ class Slots:
         self._rows = rows
         self._reuse = reuse
         self._free = list(range(rows.tokens.shape[0]))[::-1]
-        self._idle: OrderedDict[int, int] = OrderedDict()
-        """Finished rows, least recently used first: slot -> tokens."""
 
     @property
     def capacity(self) -> int:
@@ -46,117 +63,150 @@ class Slots:
     def admit(self, row: Row) -> bool:
         """Gives `row` a slot with its tokens in it, or leaves everything as it was (False).
 
-        A row is admitted while its tokens fit beside the running rows with a page for each to grow.
+        A row is admitted while its tokens fit beside the running rows with a page for each to grow,
+        and when no running row is about to cache a further page of its prefix: then it pays to
+        wait.
         """
-        if not (self._free or self._idle) or not self._has_room_for(row):
+        if not self._free:
             return False
-        prefix = self._longest_prefix(row)
-        if prefix is None:
+        if self._reuse:
+            extend_keys(row.keys, row.tokens[len(row.keys) * PAGE_TOKENS :])
+            for other in self.running:
+                self._publish(other)
+        sibling = next((r for r in self.running if r.request_id == row.request_id), None)
+        common = 0 if sibling is None else self._common_tokens(row, sibling)
+        found = [self._find(level, row, sibling, common) for level in self._levels]
+        if self._pays_to_wait(row, found[0], common) or not self._has_room_for(row, found):
             return False
-        source, shared, is_idle = prefix
-        if is_idle:
-            self._idle.pop(source)
-            slot = source
-            self._truncate(slot, shared)
-        else:
-            slot = self._free.pop() if self._free else self._evict()
-            if shared:
-                for level in self._levels:
-                    level.fork(source, slot, shared)
-        self._rows.write(slot, row.tokens)
-        row.slot = slot
-        row.stats.cached_tokens = max(row.stats.cached_tokens, self._levels[0].pages.length[slot])
+        row.slot = self._free.pop()
+        self._rows.write(row.slot, row.tokens)
+        for level, each in zip(self._levels, found, strict=True):
+            self._start_from(level, row, sibling, each)
+        if not row.started:
+            row.stats.cached_tokens = min(len(row.prompt), self._levels[0].pages.length[row.slot])
         self.running.append(row)
         return True
 
     def release(self, row: Row) -> None:
-        """The row is done: its slot is free, or idle with what it holds."""
+        """The row is done; its slot is free."""
         self.running.remove(row)
+        self._truncate(row.slot, row.final)
         if self._reuse:
-            self._truncate(row.slot, row.final)
-            self._idle[row.slot] = row.final
-        else:
-            self._truncate(row.slot, 0)
-            self._free.append(row.slot)
+            self._publish(row)
+            self._publish_tails(row)
+        self._truncate(row.slot, 0)
+        self._free.append(row.slot)
         row.slot = NO_SLOT
 
     def reserve(self, level: NeuralLevel, rows: Sequence[Row]) -> list[Row]:
         """Makes sure that `level` can feed these rows to their ends; returns rows preempted for it.
 
-        Pages come from finished rows first, then from the youngest running rows, whose caches are
-        dropped: they start over from their tokens when there is room.
+        Pages come from the prefix index first, then from the youngest running rows, which let go of
+        theirs: they start over from their tokens when there is room.
         """
         preempted: list[Row] = []
         staying = list(rows)
         while staying:
             missing = sum(level.pages.missing(row.slot, row.length) for row in staying)
-            if missing <= level.pages.free_pages:
+            if missing <= level.pages.available_pages:
                 break
-            if self._idle:
-                self._free.append(self._evict())
-                continue
             youngest = self.running[-1]
             preempted.append(youngest)
-            self._preempt(youngest)
+            youngest.tokens = self._rows.read(youngest.slot, 0, youngest.final)
+            youngest.roll_back()
+            self.release(youngest)
             staying = [row for row in staying if row is not youngest]
         return preempted
 
     def clear(self) -> None:
-        """Forgets what finished rows left."""
-        while self._idle:
-            self._free.append(self._evict())
+        """Forgets what rows left that are gone."""
+        for level in self._levels:
+            level.pages.clear_index()
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless each slot is free, idle or running, and free ones hold
-        nothing."""
-        slots = [*self._free, *self._idle, *(row.slot for row in self.running)]
+        """Raises AssertionError unless each slot is free or running, free ones hold nothing, and
+        what rows published is found under their tokens' keys."""
+        slots = [*self._free, *(row.slot for row in self.running)]
         assert sorted(slots) == list(range(self._rows.tokens.shape[0])), f"slots: {slots}"
         for level in self._levels:
             level.pages.check_integrity()
             for slot in self._free:
                 assert level.pages.held(slot) == 0, f"{level.name}: slot {slot} leaks pages"
+            for row in self.running:
+                keys: list[bytes] = []
+                extend_keys(keys, self._rows.read(row.slot, 0, row.final))
+                published = level.pages.published_keys(row.slot)
+                assert published == keys[: len(published)], f"{row.request_id}: wrong keys"
 
-    def _has_room_for(self, row: Row) -> bool:
-        for level in self._levels:
-            idle = sum(level.pages.held(slot) for slot in self._idle)
-            needed = pages_for(min(row.length, level.context)) + len(self.running)
-            if self.running and needed > level.pages.free_pages + idle:
+    # Admission
+
+    def _common_tokens(self, row: Row, sibling: Row) -> int:
+        """Leading tokens that the row shares with another of its request, one left out to feed."""
+        begin = len(row.prompt)
+        theirs = self._rows.read(sibling.slot, begin, sibling.final)
+        pairs = zip(row.tokens[begin:], theirs, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if same is None:
+            same = min(len(row.tokens) - begin, len(theirs))
+        return min(begin + same, len(row.tokens) - 1)
+
+    def _find(self, level: NeuralLevel, row: Row, sibling: Row | None, common: int) -> Found:
+        pages = level.pages.find(row.keys[: (len(row.tokens) - 1) // PAGE_TOKENS])
+        shared = 0 if sibling is None else min(common, level.pages.length[sibling.slot])
+        return Found(pages, shared)
+
+    def _pays_to_wait(self, row: Row, found: Found, common: int) -> bool:
+        """Whether a running row's prompt has the next page of this row's prefix: then the running
+        row is about to cache it."""
+        if common - found.tokens >= PAGE_TOKENS:
+            return True
+        page = found.tokens // PAGE_TOKENS
+        if page >= (len(row.tokens) - 1) // PAGE_TOKENS or page >= len(row.keys):
+            return False
+        wanted = row.keys[page]
+        return any(len(other.keys) > page and other.keys[page] == wanted for other in self.running)
+
+    def _has_room_for(self, row: Row, found: Sequence[Found]) -> bool:
+        """Pages that running rows reference cost nothing when they are shared."""
+        if not self.running:
+            return True
+        for level, each in zip(self._levels, found, strict=True):
+            shared = max(level.pages.referenced(row.keys[: each.pages]), each.shared // PAGE_TOKENS)
+            needed = pages_for(min(row.length, level.context)) - shared + len(self.running)
+            if needed > level.pages.available_pages:
                 return False
         return True
 
-    def _longest_prefix(self, row: Row) -> tuple[int, int, bool] | None:
-        """The slot that shares most with the row, how many cached tokens, and whether it is idle.
-        At least one token is left to feed; less than a page is not worth sharing. None: a running
-        row is about to cache more than that, and it pays to wait."""
-        best, promised = (NO_SLOT, 0, False), 0
-        if not self._reuse:
-            return best
-        wanted = torch.tensor(row.tokens[:-1], dtype=torch.int32)
-        candidates = [(slot, tokens, True) for slot, tokens in self._idle.items()]
-        candidates += [(other.slot, other.final, False) for other in self.running]
-        for slot, tokens, is_idle in candidates:
-            length = min(len(wanted), tokens)
-            differ = (self._rows.tokens[slot, :length] != wanted[:length]).nonzero()
-            shared = int(differ[0]) if len(differ) else length
-            if not is_idle:
-                promised = max(promised, shared)
-            cached = min(shared, self._levels[0].pages.length[slot])
-            if cached >= PAGE_TOKENS and cached > best[1]:
-                best = (slot, cached, is_idle)
-        return best if promised - best[1] < PAGE_TOKENS else None
+    def _start_from(self, level: NeuralLevel, row: Row, sibling: Row | None, found: Found) -> None:
+        if sibling is not None and found.shared > found.pages * PAGE_TOKENS:
+            level.fork(sibling.slot, row.slot, found.shared)
+        elif self._reuse:
+            keys = row.keys[: found.pages]
+            rest = row.tokens[found.pages * PAGE_TOKENS : len(row.tokens) - 1]
+            tails = tail_keys(keys[-1] if keys else NO_TOKENS, rest[: PAGE_TOKENS - 1])
+            level.pages.adopt(row.slot, keys, tails)
 
-    def _preempt(self, row: Row) -> None:
-        self.running.remove(row)
-        row.tokens = self._rows.read(row.slot, 0, row.final)
-        row.roll_back()
-        self._truncate(row.slot, 0)
-        self._free.append(row.slot)
-        row.slot = NO_SLOT
+    # The prefix index
 
-    def _evict(self) -> int:
-        slot, _ = self._idle.popitem(last=False)
-        self._truncate(slot, 0)
-        return slot
+    def _publish(self, row: Row) -> None:
+        """The row's whole pages of final tokens join the index."""
+        for level in self._levels:
+            pages = min(level.pages.length[row.slot], row.final) // PAGE_TOKENS
+            if pages > level.pages.published[row.slot]:
+                begin = len(row.keys) * PAGE_TOKENS
+                extend_keys(row.keys, self._rows.read(row.slot, begin, pages * PAGE_TOKENS))
+                level.pages.publish(row.slot, row.keys[:pages])
+
+    def _publish_tails(self, row: Row) -> None:
+        """The partly filled last pages of a row that leaves, for a prompt that goes on from all of
+        it, as the next turn of a conversation does."""
+        for level in self._levels:
+            pages, rest = divmod(level.pages.length[row.slot], PAGE_TOKENS)
+            if rest:
+                begin = pages * PAGE_TOKENS
+                parent = row.keys[pages - 1] if pages else NO_TOKENS
+                tokens = self._rows.read(row.slot, begin, begin + rest)
+                level.pages.publish_tail(row.slot, prefix_key(parent, tokens))
 
     def _truncate(self, slot: int, tokens: int) -> None:
         for level in self._levels:
