@@ -6,7 +6,7 @@ import asyncio
 import functools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from cascade_engine.engine import Engine, Generation, Piece, StepOutput
@@ -46,33 +46,25 @@ class AsyncEngine:
     async def __aexit__(self, *exc: object) -> None:
         await self.shutdown()
 
-    async def stream(
+    def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, wait: bool = False
     ) -> AsyncStream:
-        """Starts a request of one sample; iterate over what is returned for its tokens.
+        """A request of one sample: `async for piece in engine.stream(...)`.
 
-        Raises RequestError or CapacityError as `Engine.add_request` does, CapacityError when too
+        It is sent when it is awaited, entered with `async with` or asked for its first token, which
+        raises RequestError or CapacityError as `Engine.add_request` does, CapacityError when too
         many requests are pending (unless `wait`), RequestError after `shutdown`.
         """
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError(f"a stream has one sample, got n={params.n}")
-        await self._enter(wait)
-        stream = AsyncStream(self, asyncio.get_running_loop())
-        try:
-            self._commands.put(lambda: self._add(stream, prompt, params))
-            await asyncio.shield(stream.started)
-        except BaseException:
-            stream.abandon()
-            raise
-        return stream
+        return AsyncStream(self, prompt, params, wait)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, wait: bool = False
     ) -> Generation:
         """One request of one sample to its end."""
-        stream = await self.stream(prompt, params, wait=wait)
-        async with stream:
+        async with self.stream(prompt, params, wait=wait) as stream:
             async for _ in stream:
                 pass
         return stream.result()
@@ -99,6 +91,11 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     # Called by streams, in their event loop
+
+    async def _open(self, stream: AsyncStream) -> None:
+        await self._enter(stream.wait)
+        self._commands.put(lambda: self._add(stream))
+        await asyncio.shield(stream.started)
 
     def _forget(self, stream: AsyncStream) -> None:
         self._commands.put(lambda: self._drop(stream))
@@ -166,9 +163,9 @@ class AsyncEngine:
             if out.finish_reason is not None:
                 self._end(out.request_id, None)
 
-    def _add(self, stream: AsyncStream, prompt: Prompt, params: SamplingParams) -> None:
+    def _add(self, stream: AsyncStream) -> None:
         try:
-            stream.request_id = self._engine.add_request(prompt, params)
+            stream.request_id = self._engine.add_request(stream.prompt, stream.params)
         except Exception as error:
             self._leave()
             stream.fail_to_start(error)
@@ -203,24 +200,46 @@ class AsyncEngine:
 class AsyncStream:
     """The tokens of one request, for one consumer: `async for piece in stream`.
 
-    The request is aborted when the consumer goes away: on `aclose`, at the end of `async with`, or
-    when the task that waits for the next token is cancelled.
+    Awaiting it sends the request, if it has not been sent, and gives the stream. The request is
+    aborted when the consumer goes away: on `aclose`, at the end of `async with`, or when the task
+    that waits for the next token is cancelled.
     """
 
-    def __init__(self, owner: AsyncEngine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, owner: AsyncEngine, prompt: Prompt, params: SamplingParams, wait: bool
+    ) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.wait = wait
         self.request_id = ""
-        self.started: asyncio.Future[None] = loop.create_future()
+        self.started: asyncio.Future[None]
         self._owner = owner
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Of the consumer, once the request is sent."""
         self._queue: asyncio.Queue[StepOutput | Exception | None] = asyncio.Queue()
         self._pieces: list[Piece] = []
         self._out: StepOutput | None = None
         self._ended = False
 
+    def __await__(self) -> Generator[Any, None, AsyncStream]:
+        return self._send().__await__()
+
+    async def _send(self) -> AsyncStream:
+        if self._loop is None and not self._ended:
+            self._loop = asyncio.get_running_loop()
+            self.started = self._loop.create_future()
+            try:
+                await self._owner._open(self)
+            except BaseException:
+                self.abandon()
+                raise
+        return self
+
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Piece:
+        await self._send()
         while not self._pieces:
             if self._ended:
                 raise StopAsyncIteration
@@ -239,7 +258,7 @@ class AsyncStream:
         return self._pieces.pop()
 
     async def __aenter__(self) -> AsyncStream:
-        return self
+        return await self._send()
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
@@ -287,7 +306,7 @@ def _reject(future: asyncio.Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+def _call(loop: asyncio.AbstractEventLoop | None, function: Callable[[], object]) -> None:
     """In the loop's thread; a loop that has been closed has nobody waiting."""
-    if not loop.is_closed():
+    if loop is not None and not loop.is_closed():
         loop.call_soon_threadsafe(function)

@@ -47,7 +47,7 @@ def test_many_streams_at_once_are_each_as_if_alone() -> None:
 
     async def body(engine: AsyncEngine) -> None:
         async def one(each: SamplingParams) -> str:
-            return "".join([piece.text async for piece in await engine.stream(PROMPT, each)])
+            return "".join([piece.text async for piece in engine.stream(PROMPT, each)])
 
         assert await asyncio.gather(*map(one, params)) == expected
         results = await asyncio.gather(*(engine.generate(PROMPT, each) for each in params))
@@ -66,7 +66,7 @@ def test_a_request_ends_with_its_consumer() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        starting = asyncio.create_task(engine.stream(PROMPT, LONG))
+        starting = asyncio.ensure_future(engine.stream(PROMPT, LONG))
         await asyncio.sleep(0)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
@@ -96,6 +96,28 @@ def test_a_full_queue_says_so_or_waits() -> None:
         await streams[1].aclose()
 
     run(body, max_pending=2)
+
+
+def test_a_stream_is_sent_once_and_only_when_it_is_asked_for() -> None:
+    async def body(engine: AsyncEngine) -> None:
+        never = engine.stream(PROMPT, LONG)
+        assert (await engine.stats())["requests"]["added"] == 0
+        await never.aclose()
+        assert [piece async for piece in never] == []
+        stream = engine.stream(PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
+        assert await stream is stream
+        async with stream as same:
+            assert len([piece async for piece in same]) == 5
+        assert (await engine.stats())["requests"]["added"] == 1
+        with pytest.raises(RequestError, match="one sample, got n=2"):
+            engine.stream(PROMPT, SamplingParams(n=2, temperature=1.0))
+        refused = engine.stream([])
+        with pytest.raises(RequestError, match="the prompt is empty"):
+            await refused
+        assert [piece async for piece in refused] == []
+        assert (await engine.stats())["pending"] == 0
+
+    run(body)
 
 
 def test_errors_reach_their_own_request_alone() -> None:

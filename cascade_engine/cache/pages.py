@@ -182,9 +182,10 @@ class PageTable:
         """The row's last page, partly filled, joins the index; the row must be truncated to
         nothing next."""
         page = self._held[row][-1]
-        if self._references[page] == 1 and self._key_of[page] is None:
-            if self._page_of.setdefault(key, page) == page:
-                self._key_of[page] = key
+        own = self._references[page] == 1 and self._key_of[page] is None
+        if own and key not in self._page_of:
+            self._page_of[key] = page
+            self._key_of[page] = key
 
     def clear_index(self) -> None:
         """Frees all cached pages; what rows reference stays."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine.cache import PageTable
 from cascade_engine.policy import Policy
 from tests.data import data_path
 
@@ -20,9 +21,12 @@ POLICIES: list[Policy] = [
 ]
 BEGINNINGS = [
     "Once upon a time, there was a little girl named Lily. She loved to play with her dog.",
+    "Once upon a time, there was a little girl named Lily. She loved to play with her cat, Tom.",
     "Once upon a time, there was a little boy. He had a red ball",
     "Tom",
 ]
+PAGE_BYTES = 16 * 2 * 5 * 4 * 8 * 4
+"""Of each of the two models."""
 
 
 class Requests:
@@ -74,9 +78,8 @@ class Schedule:
             threads=1,
             max_rows=rng.choice([1, 3, 8]),
             max_context=120,
-            # Pages of 16 tokens take 2 x 10 KiB for the two models together.
-            kv_cache_bytes=rng.choice([8, 10, 40]) * 16 * 2 * 5 * 2 * 4 * 8 * 4,
-            reuse_cache=rng.random() < 0.7,
+            kv_cache_bytes=rng.choice([8, 10, 12, 40]) * 2 * PAGE_BYTES,
+            reuse_cache=rng.random() < 0.8,
             prefill_tokens=rng.choice([4, 40, 512]),
             padding=rng.choice([None, None, "left"]),
         )
@@ -157,8 +160,11 @@ def test_a_schedule_changes_no_token(seed: int, requests: Requests) -> None:
         assert level.pages.free_pages == level.pages.pages
 
 
-def test_those_schedules_preempt_fork_abort_and_share(requests: Requests) -> None:
+def test_those_schedules_preempt_fork_abort_share_and_evict(
+    requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guards the test above: what it is about does happen in it."""
+    evictions = count_evictions(monkeypatch)
     preempted = cached = 0
     forked = aborted = 0
     for seed in range(40):
@@ -170,31 +176,74 @@ def test_those_schedules_preempt_fork_abort_and_share(requests: Requests) -> Non
         forked += len(schedule.forks)
         aborted += len(schedule.aborted)
     assert preempted > 10
-    assert cached > 200
+    assert cached > 500
     assert forked > 20
     assert aborted > 5
+    assert len(evictions) > 50
 
 
-def test_a_soak_of_short_requests_leaks_nothing() -> None:
+def count_evictions(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with each page that leaves the index for another."""
+    evictions: list[None] = []
+    evict = PageTable._evict
+
+    def counted(table: PageTable) -> None:
+        evictions.append(None)
+        evict(table)
+
+    monkeypatch.setattr(PageTable, "_evict", counted)
+    return evictions
+
+
+def test_a_soak_of_short_requests_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings are shared, a pool of 32 pages evicts and preempts, some requests are aborted;
+    whatever a request met, its answer is that of its prompt."""
+    evictions = count_evictions(monkeypatch)
     engine = Engine.load(
-        data_path("stories260k"), policy=FixedCascade([[4]]), threads=1, max_rows=32
+        data_path("stories260k"),
+        policy=FixedCascade([[4]]),
+        threads=1,
+        max_rows=32,
+        max_context=128,
+        kv_cache_bytes=32 * PAGE_BYTES,
     )
     rng = random.Random(0)
-    added = finished = 0
-    while finished < 20_000:
-        while added < 20_000 and len(engine._cycle.waiting) < 8:
-            prompt = [rng.randrange(3, 512) for _ in range(rng.randint(1, 6))]
-            engine.add_request(prompt, SamplingParams(max_tokens=rng.randint(1, 4)))
-            added += 1
-        finished += sum(out.finish_reason is not None for out in engine.step())
+    beginnings = [[rng.randrange(3, 512) for _ in range(40)] for _ in range(8)]
+    prompts: dict[str, tuple[int, ...]] = {}
+    got: dict[str, list[int]] = {}
+    answers: dict[tuple[int, ...], list[int]] = {}
+    aborted = 0
+    while len(prompts) < 20_000 or engine.has_work():
+        while len(prompts) < 20_000 and len(engine._cycle.waiting) < 8:
+            prompt = rng.choice(beginnings)[: rng.choice([1, 2, 4, 6, 20, 40])]
+            prompt = [*prompt, rng.randrange(3, 8)]
+            new = 80 if rng.random() < 0.02 else rng.randint(1, 3)
+            params = SamplingParams(max_tokens=new, ignore_eos=True)
+            prompts[engine.add_request(prompt, params)] = tuple(prompt)
+        if rng.random() < 0.05 and engine._cycle.slots.running:
+            row = rng.choice(engine._cycle.slots.running)
+            aborted += engine.abort(row.request_id)
+            got.pop(row.request_id, None)
+        for out in engine.step():
+            tokens = got.setdefault(out.request_id, [])
+            tokens += out.token_ids
+            if out.finish_reason is not None:
+                known = answers.setdefault(prompts[out.request_id], [])
+                assert tokens[: len(known)] == known[: len(tokens)]
+                known += tokens[len(known) :]
+                del got[out.request_id]
+        if rng.random() < 0.02:
+            engine.check_integrity()
     engine.check_integrity()
+    assert not got
     stats = engine.stats()
-    assert stats["requests"] == {
-        "added": 20_000,
-        "finished": 20_000,
-        "aborted": 0,
-        "preempted": 0,
-    }
+    counts = stats["requests"]
+    assert counts["added"] == 20_000
+    assert counts["aborted"] == aborted > 100
+    assert counts["finished"] == 20_000 - aborted
+    assert counts["preempted"] > 3
+    assert stats["cached_prompt_tokens"] > 0.3 * stats["prompt_tokens"]
+    assert len(evictions) > 1000
     engine.clear_cache()
     assert engine.neural[0].pages.free_pages == engine.neural[0].pages.pages
 
