@@ -28,11 +28,11 @@ class PageTable:
     be shared by several rows; `reserve` gives a row its own copy of a shared page before the row
     writes into it.
 
-    A page that was published belongs to the prefix index: it is found by its key (see prefixes.py),
-    nobody writes into it, and when no row references it any more it stays cached until pages run
-    out; the one that has gone longest without a reference is evicted first. Rows hold pages from
-    the beginning of a prefix on and let go of the last one first, so that a prefix is evicted from
-    its end.
+    A page that was published belongs to the prefix index: it is found by its key (see prefixes.py)
+    and leaves the index when its only row writes into it (a partly filled one). When no row
+    references it any more it stays cached until pages run out; the one that has gone longest
+    without a reference is evicted first. Rows hold pages from the beginning of a prefix on and let
+    go of the last one first, so that a prefix is evicted from its end.
 
     Every method either succeeds or raises and leaves everything as it was.
     """
@@ -144,8 +144,6 @@ class PageTable:
     def adopt(self, row: int, keys: Sequence[bytes], tails: Sequence[bytes] = ()) -> None:
         """The empty row starts with these whole pages, all in the index, and then with the first
         of the partly filled pages `tails` that is there: `tails[i]` is of len(tails) - i tokens.
-
-        A partly filled page leaves the index, since the row goes on in it.
         """
         self._check_empty(row, "the owner of a cached prefix")
         self._give(row, [self._page_of[key] for key in keys])
@@ -155,7 +153,6 @@ class PageTable:
             page = self._page_of.get(key, NO_PAGE)
             if page != NO_PAGE:
                 self._give(row, [page])
-                self._forget(page)
                 self.length[row] += len(tails) - i
                 return
 
