@@ -20,9 +20,6 @@ from cascade_engine.levels import (
 )
 from cascade_engine.policy import Draft, Policy
 
-DRAFTING_ROWS_BESIDE_PROMPTS = 4
-"""With the usual ten drafts each, four rows and a short prompt make a review of about 64 tokens."""
-
 
 class Cycle:
     """Owns the rows of all requests, waiting and running, and takes them forward.
@@ -101,10 +98,7 @@ class Cycle:
                 self.stats.cached_prompt_tokens += row.stats.cached_tokens
             row.begin()
         deciding, first = self._prefill()
-        # A new row's first token waits for the review that it shares: drafts that make it wide are
-        # left out of that one step.
-        drafting = not first or len(deciding) <= DRAFTING_ROWS_BESIDE_PROMPTS
-        while deciding and drafting:
+        while deciding:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]
             drafts = [(row, action) for row, action in actions if isinstance(action, Draft)]
             if drafts:
