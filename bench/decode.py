@@ -1,24 +1,26 @@
-"""Milliseconds per decoding step and per review, beside transformers on the same weights.
+"""Milliseconds per decoding step and per review, beside transformers and llama.cpp on the same
+weights.
 
     python -m bench.decode --target DIR [--json FILE]
-    python -m bench.decode --shape 110m --dtype bf16 --peers hf --json FILE
+    python -m bench.decode --shape 110m --dtype bf16 --peers hf,llamacpp --json FILE
 
 One row at a context of --context tokens. "1" is a plain decoding step; "k" is a review of k tokens:
 one forward pass over them with logits for each. All cases run interleaved; medians are printed, and
-ratios are medians of the ratio round by round.
+ratios are medians of the ratio round by round. A peer is timed only if its logits agree with ours.
+With --dtype int8 the engine also runs in bfloat16, transformers runs in bfloat16, and llama.cpp
+with Q8_0 weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.bars import DECODE_BARS, judge, show_bars
+from bench.llamacpp import LlamaCpp, require_extra, write_gguf
 from bench.measure import (
     ReadCeiling,
     interleaved,
@@ -27,200 +29,197 @@ from bench.measure import (
     quantiles,
     write_json,
 )
+from bench.memory import measure_memory
+from bench.peers import DTYPE_NAMES, PREFILL, TOLERANCE, Ours, Transformers, check_agreement
 from bench.shapes import DTYPES, SHAPES, write_shape
-from cascade_engine import Engine, PlainDecoding, SamplingParams
+from cascade_engine.errors import CascadeError
 from cascade_engine.ops.cpu import default_threads
 
 REVIEWS = (1, 2, 4, 8, 16, 32, 64)
-PREFILL = 512
+PEERS = ("hf", "llamacpp")
+OUTSIDE_TOKENS, OUTSIDE_REPEATS = 64, 5
 
 
-class Ours:
-    """Forward passes of the engine's target level over one row."""
-
-    def __init__(self, target: Path, dtype: str, threads: int, context: int) -> None:
-        self.engine = Engine.load(
-            target, dtype=dtype, threads=threads, policy=PlainDecoding(), max_rows=1
-        )
-        self.level = self.engine.neural[0]
-        self.context = context
-        vocab = self.level.vocab_size
-        tokens = torch.randint(0, vocab, (self.level.rows.capacity,)).tolist()
-        self.level.rows.write(0, tokens)
-        self.level.prefill(0, context)
-
-    def step(self, tokens: int) -> None:
-        """One pass over `tokens` tokens behind the context, with logits for each."""
-        self.level.truncate(0, self.context)
-        self.level._feed([0], [self.context + tokens], [tokens])
-
-    def prefill(self) -> None:
-        self.level.truncate(0, 0)
-        self.level._feed([0], [PREFILL], [1])
-        self.level.truncate(0, 0)
-
-    def bytes_per_step(self) -> int:
-        """Weights, and keys and values of the context: what one decoding step must read."""
-        config = self.level.weights.config
-        cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-        itemsize = self.level.weights.dtype.itemsize
-        return self.level.weights.num_bytes() + cache * self.context * itemsize
-
-    def outside_native(self, tokens: int) -> dict[str, float]:
-        """Share of plain decoding's wall time not spent in the forward pass and in sampling."""
-        native = [0.0]
-        backend, program = self.level._backend, self.level._program
-
-        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                begin = time.perf_counter()
-                result = function(*args, **kwargs)
-                native[0] += time.perf_counter() - begin
-                return result
-
-            return call
-
-        class Timed:
-            run = staticmethod(timed(program.run))
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(program, name)
-
-        self.engine.clear_cache()
-        self.level.truncate(0, 0)
-        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
-        accept = backend.accept
-        try:
-            self.level._program = Timed()
-            backend.accept = timed(accept)  # type: ignore[method-assign]
-            stats = self.engine.generate([list(range(3, 19))], params)[0].stats
-        finally:
-            self.level._program = program
-            backend.accept = accept  # type: ignore[method-assign]
-        return {"share": 1 - native[0] / stats.seconds, "seconds_per_token": stats.seconds / tokens}
+def open_peers(
+    target: Path, scratch: Path, args: argparse.Namespace, threads: int
+) -> dict[str, Any]:
+    """The peers by name; with int8 weights also our own bfloat16."""
+    peers: dict[str, Any] = {}
+    floats = DTYPES["bf16" if args.dtype == "int8" else args.dtype]
+    if args.dtype == "int8":
+        peers["bf16"] = Ours(target, "bfloat16", threads, args.context)
+    if "hf" in args.peers:
+        peers["hf"] = Transformers(target, floats, threads, args.context)
+    if "llamacpp" in args.peers:
+        path = scratch / "model.gguf"
+        write_gguf(target, path, args.dtype)
+        peers["llamacpp"] = LlamaCpp(path, args.dtype, threads, args.context)
+    return peers
 
 
-class Transformers:
-    """The same passes through Hugging Face transformers with its dynamic cache."""
-
-    def __init__(self, target: Path, dtype: torch.dtype, threads: int, context: int) -> None:
-        from transformers import AutoModelForCausalLM, DynamicCache
-
-        torch.set_num_threads(threads)
-        self.model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype).eval()
-        self.context = context
-        self.vocab = self.model.config.vocab_size
-        self.cache = DynamicCache(config=self.model.config)
-        with torch.inference_mode():
-            self.model(self._ids(context), past_key_values=self.cache, use_cache=True)
-
-    def _ids(self, count: int) -> torch.Tensor:
-        return torch.randint(0, self.vocab, (1, count))
-
-    def step(self, tokens: int) -> None:
-        with torch.inference_mode():
-            self.model(self._ids(tokens), past_key_values=self.cache, use_cache=True)
-            self.cache.crop(-tokens)
-
-    def prefill(self) -> None:
-        with torch.inference_mode():
-            self.model(self._ids(PREFILL), use_cache=True, logits_to_keep=1)
+def milliseconds(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    return {name: {q: t * 1e3 for q, t in quantiles(s).items()} for name, s in times.items()}
 
 
-def measure(target: Path, args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+def measure(target: Path, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The report. Raises CascadeError where a peer cannot run or computes another model."""
     threads = args.threads or default_threads()
-    context = args.context
-    ours = Ours(target, str(dtype).removeprefix("torch."), threads, context)
-    ceiling = ReadCeiling(threads)
-    cases: dict[str, Callable[[], object]] = {"read ceiling": ceiling}
-    for k in REVIEWS:
-        cases[f"ours {k}"] = lambda k=k: ours.step(k)  # type: ignore[misc]
-    if args.peers == "hf":
-        theirs = Transformers(target, dtype, threads, context)
-        for k in REVIEWS:
-            cases[f"hf {k}"] = lambda k=k: theirs.step(k)  # type: ignore[misc]
-    times = interleaved(cases, args.rounds)
+    ours = Ours(target, DTYPE_NAMES[args.dtype], threads, args.context)
+    peers = open_peers(target, scratch, args, threads)
     report: dict[str, Any] = {
         "machine": machine_facts(threads),
-        "dtype": str(dtype).removeprefix("torch."),
-        "context": context,
+        "dtype": DTYPE_NAMES[args.dtype],
+        "context": args.context,
         "rounds": args.rounds,
-        "milliseconds": {
-            k: {q: v * 1e3 for q, v in quantiles(t).items()} for k, t in times.items()
-        },
-        "bytes_per_step": ours.bytes_per_step(),
+        "peers": {name: getattr(peer, "facts", {}) for name, peer in peers.items()},
     }
-    read_rate = [ceiling.num_bytes / t for t in times["read ceiling"]]
-    step_rate = [ours.bytes_per_step() / t for t in times["ours 1"]]
-    report["read_gb_per_second"] = {k: v / 1e9 for k, v in quantiles(read_rate).items()}
-    report["fraction_of_read_bandwidth"] = paired_ratio(step_rate, read_rate)
-    report["review_over_decode"] = {
-        str(k): paired_ratio(times[f"ours {k}"], times["ours 1"]) for k in REVIEWS
-    }
-    if args.peers == "hf":
-        report["ours_over_hf"] = {
-            str(k): paired_ratio(times[f"ours {k}"], times[f"hf {k}"]) for k in REVIEWS
-        }
-        prefill = interleaved(
-            {"ours": ours.prefill, "hf": theirs.prefill}, max(3, args.rounds // 4)
-        )
-        report["prefill_512_milliseconds"] = {
-            k: {q: v * 1e3 for q, v in quantiles(t).items()} for k, t in prefill.items()
-        }
-        report["prefill_hf_over_ours"] = paired_ratio(prefill["hf"], prefill["ours"])
-    report["outside_native"] = ours.outside_native(64)
+    for name, peer in peers.items():
+        difference = check_agreement(ours, peer, name, ours.vocab, TOLERANCE[args.dtype])
+        report["peers"][name]["logits_difference"] = difference
+    report |= measure_steps(ours, peers, args.rounds, threads)
+    report |= measure_prefill(ours, peers, args.rounds)
+    report["outside_native"] = ours.outside_native(OUTSIDE_TOKENS, OUTSIDE_REPEATS)
+    report["memory"] = measure_memory(target, DTYPE_NAMES[args.dtype], threads, args.context)
     return report
 
 
-def show(report: dict[str, Any]) -> None:
+def measure_steps(
+    ours: Ours, peers: Mapping[str, Any], rounds: int, threads: int
+) -> dict[str, Any]:
+    """Times of steps and reviews, their ratios to one step and to the peers'."""
+    ceiling = ReadCeiling(threads)
+    cases: dict[str, Callable[[], object]] = {"read ceiling": ceiling}
+    for name, runner in {"ours": ours, **peers}.items():
+        for k in REVIEWS:
+            cases[f"{name} {k}"] = lambda runner=runner, k=k: runner.step(k)  # type: ignore[misc]
+    times = interleaved(cases, rounds)
+    read_rate = [ceiling.num_bytes / t for t in times["read ceiling"]]
+    step_rate = [ours.bytes_per_step() / t for t in times["ours 1"]]
+    found: dict[str, Any] = {
+        "milliseconds": milliseconds(times),
+        "bytes_per_step": ours.bytes_per_step(),
+        "read_gb_per_second": {k: v / 1e9 for k, v in quantiles(read_rate).items()},
+        "fraction_of_read_bandwidth": paired_ratio(step_rate, read_rate),
+        "review_over_decode": {
+            str(k): paired_ratio(times[f"ours {k}"], times["ours 1"]) for k in REVIEWS
+        },
+    }
+    for name in peers:
+        both = {k: (times[f"ours {k}"], times[f"{name} {k}"]) for k in REVIEWS}
+        if name == "bf16":
+            found["bf16_over_ours"] = {str(k): paired_ratio(b, a) for k, (a, b) in both.items()}
+        else:
+            found[f"ours_over_{name}"] = {str(k): paired_ratio(a, b) for k, (a, b) in both.items()}
+    return found
+
+
+def measure_prefill(ours: Ours, peers: Mapping[str, Any], rounds: int) -> dict[str, Any]:
+    runners = {"ours": ours, **peers}
+    times = interleaved({name: runner.prefill for name, runner in runners.items()}, rounds, 1)
+    return {
+        f"prefill_{PREFILL}_milliseconds": milliseconds(times),
+        "prefill_over_ours": {name: paired_ratio(times[name], times["ours"]) for name in peers},
+    }
+
+
+def show(report: Mapping[str, Any]) -> None:
     """The table for people."""
-    times = report["milliseconds"]
-    has_hf = "ours_over_hf" in report
+    times, machine = report["milliseconds"], report["machine"]
+    peers = list(report["peers"])
     print(
-        f"{report['dtype']}, context {report['context']}, {report['machine']['threads']} threads, "
-        f"{report['machine']['instruction_set']}, {report['rounds']} rounds"
+        f"{report['dtype']}, context {report['context']}, {machine['threads']} threads, "
+        f"{machine['instruction_set']}, {report['rounds']} rounds"
     )
-    print("tokens    ours ms   review/decode" + ("      hf ms   ours/hf" if has_hf else ""))
+    for name, facts in report["peers"].items():
+        described = "".join(
+            f"{key} {facts[key]}, " for key in ("version", "weights", "cache") if key in facts
+        )
+        print(f"{name}: {described}logits differ by {facts['logits_difference']:.2g} of their norm")
+    heads = "".join(f"{name + ' ms':>13s} {'ours/' + name:>13s}" for name in peers)
+    print("tokens    ours ms   review/decode" + heads)
     for k in REVIEWS:
-        line = f"{k:6d} {times[f'ours {k}']['median']:10.3f} "
-        line += f"{report['review_over_decode'][str(k)]['median']:15.2f}"
-        if has_hf:
-            line += f" {times[f'hf {k}']['median']:10.3f}"
-            line += f" {report['ours_over_hf'][str(k)]['median']:9.2f}"
+        own = times[f"ours {k}"]["median"]
+        line = f"{k:6d} {own:10.3f} {report['review_over_decode'][str(k)]['median']:15.2f}"
+        for name in peers:
+            ratio = (
+                1 / report["bf16_over_ours"][str(k)]["median"]
+                if name == "bf16"
+                else report[f"ours_over_{name}"][str(k)]["median"]
+            )
+            line += f" {times[f'{name} {k}']['median']:12.3f} {ratio:13.2f}"
         print(line)
+    prefill = report[f"prefill_{PREFILL}_milliseconds"]
+    line = f"prefill of {PREFILL}: {prefill['ours']['median']:.1f} ms"
+    for name in peers:
+        ratio = report["prefill_over_ours"][name]["median"]
+        line += f"; {name} {prefill[name]['median']:.1f} ms, {ratio:.2f}x"
+    print(line)
     rate = report["read_gb_per_second"]["median"]
     fraction = report["fraction_of_read_bandwidth"]["median"]
     print(f"plain decoding reads at {fraction:.2f} of the measured {rate:.1f} GB/s")
-    if has_hf:
-        prefill = report["prefill_512_milliseconds"]
+    print(f"outside native code: {report['outside_native']['share']:.1%} of a decoding step")
+    if report["memory"] is not None:
+        memory = report["memory"]
         print(
-            f"prefill of {PREFILL}: {prefill['ours']['median']:.1f} ms, transformers "
-            f"{prefill['hf']['median']:.1f} ms: {report['prefill_hf_over_ours']['median']:.2f}x"
+            f"memory: {memory['resident_bytes'] / 1e6:.1f} MB, "
+            f"{memory['over_weights_and_cache']:.2f} of weights and cache; "
+            f"{memory['peak_over_weights_and_cache']:.2f} at its peak"
         )
-    outside = report["outside_native"]
-    print(f"outside native code: {outside['share']:.1%} of a decoding step")
+    show_bars(report["bars"])
 
 
-def main() -> None:
+def peer_names(text: str) -> tuple[str, ...]:
+    """Comma-separated names of PEERS, or `none`."""
+    names = tuple(name for name in text.split(",") if name != "none")
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        known = ", ".join(PEERS)
+        raise argparse.ArgumentTypeError(
+            f"unknown peer {unknown[0]!r}: name some of {known}, with commas between, or none"
+        )
+    return names
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.decode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--target", metavar="DIR", help="Hugging Face directory")
     what.add_argument("--shape", choices=SHAPES, help="random weights of this shape")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--peers", choices=["hf", "none"], default="hf", help="default: hf")
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="bf16")
+    parser.add_argument(
+        "--peers", type=peer_names, default=("hf",), metavar="hf,llamacpp", help="default: hf"
+    )
+    parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        target = Path(args.target) if args.target else None
-        if target is None:
-            target = write_shape(args.shape, args.dtype, Path(scratch))
-        report = measure(target, args, DTYPES[args.dtype])
+    args = parser.parse_args(argv)
+    for name in ("context", "rounds", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be >= 1, got {value}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    try:
+        if "llamacpp" in args.peers:
+            require_extra()
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(args.target) if args.target else None
+            if target is None:
+                stored = "f32" if args.dtype == "f32" else "bf16"
+                target = write_shape(args.shape, stored, Path(scratch))
+            report = measure(target, Path(scratch), args)
+    except CascadeError as error:
+        raise SystemExit(f"bench.decode: {error}") from error
     report["model"] = args.target or f"{args.shape} shape, random weights"
+    report["bars"] = judge(DECODE_BARS, report, args.shape, args.dtype)
     show(report)
     write_json(args.json, report)
 

@@ -23,18 +23,32 @@ SHAPES = {
         "num_hidden_layers": 6,
         "num_attention_heads": 6,
     },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 512,
+    },
 }
+VOCABULARY = 32000
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+# Queries and keys of this size give scores that spread, so that attention is no plain average and
+# a peer that computes it wrongly is seen.
+DEVIATION = {"q_proj": 0.06, "k_proj": 0.06}
+
+
+def vocabulary_of(name: str) -> int:
+    return SHAPES[name].get("vocab_size", VOCABULARY)
 
 
 def write_shape(name: str, dtype: str, directory: Path) -> Path:
-    """A checkpoint of a named shape (vocabulary 32000, tied head, context 8192) with random
-    weights."""
+    """A checkpoint of a named shape (tied head, context 8192) with random weights."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": 32000,
+        "vocab_size": VOCABULARY,
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
@@ -47,9 +61,10 @@ def write_shape(name: str, dtype: str, directory: Path) -> Path:
     (directory / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(0)
     shapes = load_config(directory).tensor_shapes()
-    tensors = {
-        key: (torch.randn(shape, generator=generator) * 0.02).to(DTYPES[dtype])
-        for key, shape in shapes.items()
-    }
+    tensors = {}
+    for key, shape in shapes.items():
+        part = key.split(".")[-2]
+        values = torch.randn(shape, generator=generator) * DEVIATION.get(part, 0.02)
+        tensors[key] = (values + ("norm" in part)).to(DTYPES[dtype])
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
