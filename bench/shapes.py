@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -33,9 +34,10 @@ SHAPES = {
 }
 VOCABULARY = 32000
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
-# Queries and keys of this size give scores that spread, so that attention is no plain average and
-# a peer that computes it wrongly is seen.
-DEVIATION = {"q_proj": 0.06, "k_proj": 0.06}
+DEVIATION = 0.02
+# Standard deviation of queries and keys: scores spread, so that attention is no plain average and a
+# peer that computes it wrongly is seen, but not so far that rounding grows from layer to layer.
+QUERY_DEVIATION = 0.9
 
 
 def vocabulary_of(name: str) -> int:
@@ -64,7 +66,9 @@ def write_shape(name: str, dtype: str, directory: Path) -> Path:
     tensors = {}
     for key, shape in shapes.items():
         part = key.split(".")[-2]
-        values = torch.randn(shape, generator=generator) * DEVIATION.get(part, 0.02)
+        queries = part in ("q_proj", "k_proj")
+        deviation = QUERY_DEVIATION / math.sqrt(shape[-1]) if queries else DEVIATION
+        values = torch.randn(shape, generator=generator) * deviation
         tensors[key] = (values + ("norm" in part)).to(DTYPES[dtype])
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
