@@ -36,10 +36,12 @@ def test_what_was_not_measured_is_neither_met_nor_missed(report: dict[str, objec
 
 
 def limits(shape: str, dtype: str) -> dict[tuple[str, ...], str]:
-    held = [b for b in DECODE_BARS if shape in b.shapes and dtype in b.dtypes]
-    paths = [bar.path for bar in held]
-    assert len(set(paths)) == len(paths)
-    return {bar.path: bar.judge({})["bar"] for bar in held}
+    """The bars that are judged, by the path of their figure."""
+    judged = judge(DECODE_BARS, {}, shape, dtype)
+    held = [b for b in DECODE_BARS if b.judge({}) in judged and shape in b.shapes]
+    found = {bar.path: bar.judge({})["bar"] for bar in held}
+    assert len(found) == len(judged)
+    return found
 
 
 def test_the_table_of_the_large_shape() -> None:
@@ -64,7 +66,16 @@ def test_the_tables_of_other_shapes_and_dtypes() -> None:
     assert int8["bf16_over_ours", "1"] == ">= 1.7"
     assert int8["bf16_over_ours", "16"] == ">= 1.0"
     assert ("ours_over_llamacpp", "1") not in int8
+    assert limits("110m", "f32") == {
+        ("fraction_of_read_bandwidth",): ">= 0.8",
+        ("ours_over_llamacpp", "8"): "<= 0.5",
+        ("ours_over_llamacpp", "16"): "<= 0.5",
+        ("ours_over_llamacpp", "32"): "<= 0.5",
+        ("outside_native", "share"): "<= 0.1",
+        ("memory", "over_weights_and_cache"): "<= 1.1",
+    }
     assert judge(DECODE_BARS, {}, None, "bf16") == []
+    assert judge(DECODE_BARS, {}, "tiny", "bf16") == []
 
 
 def test_the_table_is_printed_with_its_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
