@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cascade_engine"
 # lower layers and from its own component.
 LAYERS = {
     "errors": 0,
+    "memory": 0,
     "_C": 0,
     "kernels": 0,
     "params": 1,

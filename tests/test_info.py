@@ -173,7 +173,7 @@ def test_a_draft_of_another_vocabulary_is_named(tmp_path: Path) -> None:
     [
         (["nowhere"], "nowhere is not a directory"),
         (["{empty}"], "has no config.json"),
-        (["{model}", "--dtype", "int8"], "dtype must be"),
+        (["{model}", "--dtype", "int4"], "dtype must be"),
         (["{model}", "--threads", "0"], "threads must be an integer >= 1, got 0"),
         (["{model}", "--cached", "-1"], "--cached must be >= 0, got -1"),
         (["{broken}"], "bytes after the last tensor: expected 0, found 1"),
@@ -200,10 +200,11 @@ def test_ceilings_are_plausible() -> None:
     read = ceilings.read_bandwidth(backend, 4 << 20)
     assert read.runs >= 3
     assert 1e8 < read.rate < 1e13
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
         assert 1e7 < ceilings.multiply_rate(backend, dtype).rate < 1e14
     assert ceilings.packed_bytes(33, 5, torch.bfloat16) == 64 * 6 * 2
     assert ceilings.packed_bytes(32, 5, torch.float32) == 32 * 5 * 4
+    assert ceilings.packed_bytes(33, 5, torch.int8) == 64 * 6 + 64 * 4
 
 
 def test_available_memory_is_that_of_the_machine() -> None:

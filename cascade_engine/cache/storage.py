@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cascade_engine.cache.pages import PAGE_TOKENS
+from cascade_engine.memory import Arena
 
 
 def bytes_per_token(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -25,9 +26,8 @@ class KVStorage:
     ) -> None:
         self.kv_heads = kv_heads
         self.head_dim = head_dim
-        self.data = torch.empty(
-            (layers, 2, pages, kv_heads * head_dim * PAGE_TOKENS), dtype=dtype, device="cpu"
-        )
+        shape = (layers, 2, pages, kv_heads * head_dim * PAGE_TOKENS)
+        self.data = Arena().zeros(shape, dtype)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copies one page in every layer."""

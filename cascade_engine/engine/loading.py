@@ -16,11 +16,11 @@ from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
 from cascade_engine.models import llama
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
-from cascade_engine.ops import CpuBackend
+from cascade_engine.ops import CpuBackend, activation_dtype
 from cascade_engine.tables import load_table
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 Progress = Callable[[str, int, int], None]
 
@@ -41,7 +41,8 @@ class LoadOptions:
         if self.device not in ("auto", "cpu"):
             raise RequestError(f"device must be 'auto' or 'cpu', got {self.device!r}")
         if self.dtype != "auto" and self.dtype not in DTYPES:
-            raise RequestError(f"dtype must be 'auto', 'float32' or 'bfloat16', got {self.dtype!r}")
+            names = ", ".join(map(repr, DTYPES))
+            raise RequestError(f"dtype must be 'auto' or one of {names}, got {self.dtype!r}")
         if self.padding not in (None, "left"):
             raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
         for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
@@ -83,7 +84,8 @@ class _Model:
 
     def cache_bytes_per_token(self) -> int:
         c = self.config
-        return bytes_per_token(c.num_layers, c.num_kv_heads, c.head_dim, self.dtype)
+        cached = activation_dtype(self.dtype)
+        return bytes_per_token(c.num_layers, c.num_kv_heads, c.head_dim, cached)
 
 
 def load_levels(

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("directories", metavar="DIR", nargs="+", help="the target, then its drafts")
-    p.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    p.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8")
     p.add_argument("--threads", type=int, help="default: CASCADE_THREADS or all cores")
     p.add_argument("--cached", type=int, metavar="N", help="tokens in the cache (default: 512)")
     p.add_argument("--json", action="store_true", help="the same as JSON")

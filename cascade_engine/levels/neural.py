@@ -46,7 +46,7 @@ class NeuralLevel:
         pages = pages_for(tokens)
         self.pages = PageTable(pages, num_rows, min(context, capacity))
         self.storage = KVStorage(
-            config.num_layers, pages, config.num_kv_heads, config.head_dim, weights.dtype
+            config.num_layers, pages, config.num_kv_heads, config.head_dim, weights.activation_dtype
         )
         recorder = backend.recorder()
         layers = recorder.cache_layers(self.storage.data, config.num_kv_heads, config.head_dim)

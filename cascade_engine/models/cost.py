@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cascade_engine.models.config import LlamaConfig
+from cascade_engine.ops import activation_dtype
 
 PackedBytes = Callable[[int, int, torch.dtype], int]
 """Bytes of a matrix [n, k] as the backend keeps it."""
@@ -25,7 +26,7 @@ class PassCost:
 
 
 class ModelCost:
-    """Counts for one model in one dtype."""
+    """Counts for one model whose matrices are of one dtype."""
 
     def __init__(self, config: LlamaConfig, dtype: torch.dtype, packed_bytes: PackedBytes) -> None:
         self.config = config
@@ -40,14 +41,16 @@ class ModelCost:
         if config.tie_word_embeddings:
             matrices["lm_head.weight"] = head
         self._matrices = [(n, k) for n, k in matrices.values()]
-        self._table_row = config.hidden_size * dtype.itemsize
+        activation = activation_dtype(dtype)
+        table_dtype = dtype if config.tie_word_embeddings else activation
+        self._table_row = config.hidden_size * table_dtype.itemsize
         self._streamed = sum(packed_bytes(n, k, dtype) for n, k in self._stacked())
         self._streamed += 4 * (sum(math.prod(shape) for shape in vectors) + config.head_dim // 2)
         table = 0 if config.tie_word_embeddings else config.vocab_size * self._table_row
         self.weight_bytes = self._streamed + table
         """As loaded: matrices packed, vectors (rotary frequencies among them) in float32."""
         heads = config.num_kv_heads * config.head_dim
-        self.cache_bytes_per_token = 2 * config.num_layers * heads * dtype.itemsize
+        self.cache_bytes_per_token = 2 * config.num_layers * heads * activation.itemsize
 
     def decode(self, tokens: int, cached: int) -> PassCost:
         """A pass over `tokens` new tokens of one row, each with logits, behind `cached` others."""

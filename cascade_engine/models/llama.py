@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from cascade_engine.errors import CheckpointError
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, inv_freq
-from cascade_engine.ops import CpuBackend, LinearWeight
+from cascade_engine.ops import CpuBackend, LinearWeight, activation_dtype
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class LlamaWeights:
     config: LlamaConfig
     dtype: torch.dtype
     embedding: torch.Tensor | LinearWeight
-    """`[vocab, hidden]` row-major, or the head itself where it is tied: kept once."""
+    """`[vocab, hidden]` row-major in the activations' dtype, or the head itself where it is tied:
+    kept once."""
     layers: tuple[LlamaLayer, ...]
     norm: torch.Tensor
     head: LinearWeight
     inv_freq: torch.Tensor
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """Of what goes into matrices, and of the cache."""
+        return activation_dtype(self.dtype)
 
     def num_bytes(self) -> int:
         """Memory held, each tensor counted once."""
@@ -52,8 +59,7 @@ def _tensors(value: object) -> Iterable[torch.Tensor]:
         yield value
     elif isinstance(value, LinearWeight):
         yield value.memory
-        if value.bias is not None:
-            yield value.bias
+        yield from (part for part in (value.bias, value.scales) if part is not None)
     elif isinstance(value, (LlamaWeights, LlamaLayer)):
         for field in vars(value).values():
             yield from _tensors(field)
@@ -84,7 +90,10 @@ class _Loader:
         first = 0
         for name, count in zip(names, rows, strict=True):
             for start, rows_part in self.checkpoint.slices(f"{name}.weight"):
-                self.backend.fill_linear(packed, rows_part, first + start)
+                try:
+                    self.backend.fill_linear(packed, rows_part, first + start)
+                except ValueError as error:
+                    raise CheckpointError(f"{name}.weight: {error}") from None
             if packed.bias is not None:
                 packed.bias[first : first + count] = self.vector(f"{name}.bias")
             first += count
@@ -122,7 +131,8 @@ def load_weights(
     if config.tie_word_embeddings:
         embedding = head = loader.linear(["model.embed_tokens"], shapes)
     else:
-        embedding = checkpoint.tensor("model.embed_tokens.weight").to(dtype, copy=True)
+        embedding = checkpoint.tensor("model.embed_tokens.weight")
+        embedding = embedding.to(activation_dtype(dtype), copy=True)
         checkpoint.release("model.embed_tokens.weight")
         head = loader.linear(["lm_head"], shapes)
     layers = []
@@ -147,7 +157,7 @@ def forward(ops: Any, weights: LlamaWeights, cache: Iterable[Any]) -> Any:
 
     `ops` is a backend's: with a `Recorder` values are buffers of the recorded program, with
     `ReferenceOps` they are tensors."""
-    config, dtype = weights.config, weights.dtype
+    config, dtype = weights.config, weights.activation_dtype
     scale = config.head_dim**-0.5
     ops.rope_angles(weights.inv_freq, config.head_dim)
     x = ops.embedding(weights.embedding)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine import _C
-from cascade_engine.ops.cpu import NATIVE_DTYPE, CpuBackend
+from cascade_engine.memory import Arena
+from cascade_engine.ops.cpu import NATIVE_DTYPE, CpuBackend, activation_dtype, scale_count
 
 READ_BYTES = 512 << 20
 LINEAR_ROWS = 64
@@ -29,13 +30,14 @@ class Measurement(NamedTuple):
 
 
 def packed_bytes(n: int, k: int, dtype: torch.dtype) -> int:
-    """Bytes of a weight [n, k] as `linear` streams it, padding included."""
-    return int(_C.packed_elements(n, k, NATIVE_DTYPE[dtype])) * dtype.itemsize
+    """Bytes of a weight [n, k] as `linear` streams it, padding and scales included."""
+    elements = int(_C.packed_elements(n, k, NATIVE_DTYPE[dtype]))
+    return elements * dtype.itemsize + 4 * scale_count(n, dtype)
 
 
 def read_bandwidth(backend: CpuBackend, size: int = READ_BYTES) -> Measurement:
     """Bytes read per second over and over from `size` bytes, by all threads of the backend."""
-    data = torch.ones(max(1, size // 4), dtype=torch.float32)
+    data = Arena().zeros([max(1, size // 4)], torch.float32).fill_(1)
     seconds, runs = _best(lambda: _C.stream(backend.context, data.data_ptr(), data.numel()))
     return Measurement(data.numel() * 4 / seconds, runs, f"sum over {size / 1e6:.3g} MB")
 
@@ -45,6 +47,7 @@ def multiply_rate(backend: CpuBackend, dtype: torch.dtype) -> Measurement:
     size, rows = LINEAR_SIZE, LINEAR_ROWS
     recorder = backend.recorder()
     weight = backend.pack_linear(torch.zeros(size, size), dtype)
+    dtype = activation_dtype(dtype)
     x = recorder.embedding(torch.zeros(1, size, dtype=dtype))
     h = recorder.rms_norm(x, torch.ones(size), 1e-5, dtype)
     for _ in range(LINEAR_REPEATS):

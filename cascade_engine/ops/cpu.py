@@ -12,8 +12,13 @@ import torch
 
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
+from cascade_engine.memory import Arena
 
-NATIVE_DTYPE = {torch.float32: _C.DType.f32, torch.bfloat16: _C.DType.bf16}
+NATIVE_DTYPE = {
+    torch.float32: _C.DType.f32,
+    torch.bfloat16: _C.DType.bf16,
+    torch.int8: _C.DType.i8,
+}
 SOURCE_DTYPE = {
     torch.float32: _C.SourceDType.f32,
     torch.bfloat16: _C.SourceDType.bf16,
@@ -21,13 +26,26 @@ SOURCE_DTYPE = {
 }
 
 
+def activation_dtype(weights: torch.dtype) -> torch.dtype:
+    """What weights of a dtype are multiplied with, and what their cache and embedding table hold:
+    int8 is for matrices alone."""
+    return torch.bfloat16 if weights == torch.int8 else weights
+
+
+def scale_count(n: int, dtype: torch.dtype) -> int:
+    """float32 scales of a packed weight of `n` rows, padding included."""
+    return -(-n // _C.BLOCK_COLUMNS) * _C.BLOCK_COLUMNS if dtype == torch.int8 else 0
+
+
 @dataclass(frozen=True)
 class LinearWeight:
-    """A weight `[n, k]` in the packed layout of csrc/include/ce/types.h, with its bias `[n]`."""
+    """A weight `[n, k]` in the packed layout of csrc/include/ce/types.h, with its bias `[n]`; in
+    int8 with the scale of each row, `[n, padded]`."""
 
     handle: _C.PackedMatrix
     memory: torch.Tensor
     bias: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,14 +53,15 @@ class LinearWeight:
 
 
 def unpack_linear(weight: LinearWeight) -> torch.Tensor:
-    """The dense `[n, k]` matrix of a packed weight."""
+    """The dense `[n, k]` matrix of a packed weight; of int8, what it stands for, in float64."""
     n, k = weight.shape
     if weight.memory.dtype == torch.float32:
         blocks = weight.memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
     else:
         pairs = weight.memory.view(-1, (k + 1) // 2, _C.BLOCK_COLUMNS, 2).transpose(1, 2)
         blocks = pairs.reshape(-1, _C.BLOCK_COLUMNS, (k + 1) // 2 * 2)
-    return blocks.reshape(-1, blocks.shape[-1])[:n, :k]
+    dense = blocks.reshape(-1, blocks.shape[-1])[:n, :k]
+    return dense if weight.scales is None else dense * weight.scales[:n, None].double()
 
 
 def read_floats(address: int, rows: int, cols: int) -> torch.Tensor:
@@ -87,6 +106,7 @@ class CpuBackend:
     device = torch.device("cpu")
 
     def __init__(self, threads: int | None = None, isa: str = "") -> None:
+        self.arena = Arena()
         self.context = _C.CpuContext(default_threads() if threads is None else threads, isa)
 
     @property
@@ -96,12 +116,16 @@ class CpuBackend:
     def empty_linear(self, n: int, k: int, dtype: torch.dtype, bias: bool = False) -> LinearWeight:
         """A packed weight of zeros, to be filled with `fill_linear`."""
         native = NATIVE_DTYPE[dtype]
-        memory = torch.zeros(_C.packed_elements(n, k, native), dtype=dtype)
-        handle = _C.PackedMatrix(memory.data_ptr(), native, n, k)
-        return LinearWeight(handle, memory, torch.zeros(n) if bias else None)
+        memory = self.arena.zeros([_C.packed_elements(n, k, native)], dtype)
+        count = scale_count(n, dtype)
+        scales = self.arena.zeros([count], torch.float32) if count else None
+        address = 0 if scales is None else scales.data_ptr()
+        handle = _C.PackedMatrix(memory.data_ptr(), native, n, k, address)
+        return LinearWeight(handle, memory, torch.zeros(n) if bias else None, scales)
 
     def fill_linear(self, weight: LinearWeight, rows: torch.Tensor, first_row: int) -> None:
-        """Copies `rows` `[count, k]` (float32, float16, bfloat16) to rows first_row.. on."""
+        """Copies `rows` `[count, k]` (float32, float16, bfloat16) to rows first_row.. on; int8
+        quantises each by its largest magnitude. Raises ValueError for one that is not finite."""
         rows = rows.contiguous()
         if rows.shape[1] != weight.handle.k:
             raise ValueError(f"rows of {rows.shape[1]} columns do not fit k = {weight.handle.k}")

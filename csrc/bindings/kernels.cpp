@@ -20,7 +20,10 @@ const Kernels& named_kernels(const std::string& name) {
 
 void bind_kernels(py::module_& m) {
   using namespace ce;
-  py::enum_<DType>(m, "DType").value("f32", DType::f32).value("bf16", DType::bf16);
+  py::enum_<DType>(m, "DType")
+      .value("f32", DType::f32)
+      .value("bf16", DType::bf16)
+      .value("i8", DType::i8);
   py::enum_<SourceDType>(m, "SourceDType")
       .value("f32", SourceDType::f32)
       .value("bf16", SourceDType::bf16)
@@ -39,11 +42,14 @@ void bind_kernels(py::module_& m) {
 
   py::class_<PackedMatrix>(m, "PackedMatrix",
                            "A weight [n, k] in the layout `linear` streams; borrows its memory.")
-      .def(py::init([](std::uintptr_t data, DType dtype, int64_t n, int64_t k) {
+      .def(py::init([](std::uintptr_t data, DType dtype, int64_t n, int64_t k,
+                       std::uintptr_t scales) {
              CE_CHECK(n > 0 && k > 0, "a packed matrix needs n > 0 and k > 0, got ", n, " x ", k);
-             return PackedMatrix{pointer<void>(data), dtype, n, k};
+             CE_CHECK((dtype == DType::i8) == (scales != 0),
+                      "a packed matrix has scales when it is i8, and only then");
+             return PackedMatrix{pointer<void>(data), dtype, n, k, pointer<float>(scales)};
            }),
-           py::arg("data"), py::arg("dtype"), py::arg("n"), py::arg("k"))
+           py::arg("data"), py::arg("dtype"), py::arg("n"), py::arg("k"), py::arg("scales") = 0)
       .def_readonly("n", &PackedMatrix::n)
       .def_readonly("k", &PackedMatrix::k)
       .def_readonly("dtype", &PackedMatrix::dtype);

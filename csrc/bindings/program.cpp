@@ -16,6 +16,7 @@ void bind_program(py::module_& m) {
              CE_CHECK(kv_heads > 0 && head_dim > 0,
                       "a cache layer needs kv_heads > 0 and head_dim > 0, got ", kv_heads, " and ",
                       head_dim);
+             CE_CHECK(dtype != DType::i8, "a cache layer is f32 or bf16, not i8");
              return CacheLayer{pointer<void>(keys), pointer<void>(values), dtype, kv_heads,
                                head_dim};
            }),

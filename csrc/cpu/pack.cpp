@@ -1,7 +1,10 @@
 // Weights from checkpoint order into the layout that `linear` streams (see PackedMatrix).
+#include <cmath>
+
 #include "ce/bf16.h"
 #include "ce/check.h"
 #include "ce/kernels.h"
+#include "ce/parallel.h"
 
 namespace ce {
 namespace {
@@ -28,10 +31,35 @@ float read(const void* data, int64_t index) {
     return half_to_float(static_cast<const uint16_t*>(data)[index]);
 }
 
+// Symmetric quantisation of one output: its largest magnitude becomes 127, the rest is rounded to
+// the nearest multiple of the scale (ties to even).
+template <SourceDType source>
+void quantise_row(const void* data, int64_t row, const PackedMatrix& target, int64_t target_row) {
+  const int64_t block = target_row / kBlockColumns, column = target_row % kBlockColumns;
+  const int64_t k = target.k, pairs = (k + 1) / 2;
+  float largest = 0.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    const float value = read<source>(data, row * k + i);
+    CE_CHECK(std::isfinite(value), "holds ", value, ", which int8 cannot: load in another dtype");
+    largest = std::fmax(largest, std::fabs(value));
+  }
+  const float scale = largest / 127.0f;
+  target.scales[target_row] = scale;
+  int8_t* out = static_cast<int8_t*>(const_cast<void*>(target.data)) +
+                block * pairs * kBlockColumns * 2 + column * 2;
+  for (int64_t i = 0; i < k; ++i) {
+    // Near the smallest numbers the scale is inexact, and may even be zero.
+    const float steps = scale > 0.0f ? read<source>(data, row * k + i) / scale : 0.0f;
+    const float bounded = std::fmin(std::fmax(steps, -127.0f), 127.0f);
+    out[i / 2 * kBlockColumns * 2 + i % 2] = static_cast<int8_t>(std::nearbyintf(bounded));
+  }
+}
+
 template <SourceDType source>
 void pack_row(const void* data, int64_t row, const PackedMatrix& target, int64_t target_row) {
   const int64_t block = target_row / kBlockColumns, column = target_row % kBlockColumns;
   const int64_t k = target.k;
+  if (target.dtype == DType::i8) return quantise_row<source>(data, row, target, target_row);
   if (target.dtype == DType::f32) {
     float* out =
         static_cast<float*>(const_cast<void*>(target.data)) + block * k * kBlockColumns + column;
@@ -60,9 +88,7 @@ void pack_rows(const void* source, SourceDType source_dtype, int64_t rows,
   const auto pack = source_dtype == SourceDType::f32    ? pack_row<SourceDType::f32>
                     : source_dtype == SourceDType::bf16 ? pack_row<SourceDType::bf16>
                                                         : pack_row<SourceDType::f16>;
-  pool.parallel_for(rows, 32, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) pack(source, row, target, first_row + row);
-  });
+  for_each_item(pool, rows, [&](int64_t row) { pack(source, row, target, first_row + row); });
 }
 
 }  // namespace ce

@@ -62,7 +62,7 @@ def random_case(seed: int) -> Case:
         policy=FixedCascade(k, rng.choice([1.0, 1.0, 2.0, 5.0])),
         params=[random_params(rng) for _ in range(rows)],
         prompts=[rng.choice(PROMPTS) for _ in range(rows)],
-        dtype=rng.choice(["float32", "bfloat16"]),
+        dtype=rng.choice(["float32", "bfloat16", "int8"]),
         isa=rng.choice(build_info()["cpu_supported"]),
         threads=rng.choice([1, 2]),
         prefill=rng.choice([3, 16, 50, 512]),

@@ -54,7 +54,7 @@ def test_peak_memory_while_loading(tmp_path: Path, tied: bool) -> None:
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
-    for dtype, factor in (("bfloat16", 1), ("float32", 2)):
+    for dtype, factor in (("bfloat16", 1), ("float32", 2), ("int8", 0.5)):
         run = subprocess.run(
             [sys.executable, "-c", SCRIPT, tmp_path, dtype], capture_output=True, text=True
         )

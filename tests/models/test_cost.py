@@ -13,12 +13,14 @@ from cascade_engine.models import llama
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import load_config
 from cascade_engine.models.cost import ModelCost, PassCost, predicted_seconds
-from cascade_engine.ops import CpuBackend
+from cascade_engine.ops import CpuBackend, activation_dtype
 from cascade_engine.ops.ceilings import packed_bytes
 from tests.models.support import random_llama
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["f32", "bf16", "i8"]
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_memory_is_that_of_the_loaded_model(seed: int, dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_llama(tmp_path, seed)
@@ -27,7 +29,8 @@ def test_memory_is_that_of_the_loaded_model(seed: int, dtype: torch.dtype, tmp_p
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     weights = llama.load_weights(Checkpoint.open(tmp_path), config, CpuBackend(1), dtype)
     assert cost.weight_bytes == weights.num_bytes()
-    per_token = bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, dtype)
+    cached = activation_dtype(dtype)
+    per_token = bytes_per_token(config.num_layers, config.num_kv_heads, config.head_dim, cached)
     assert cost.cache_bytes_per_token == per_token
 
 

@@ -9,6 +9,7 @@ import torch
 
 from cascade_engine import Engine, PlainDecoding, SamplingParams
 from cascade_engine.engine.loading import load_model
+from cascade_engine.errors import CheckpointError
 from cascade_engine.models import llama
 from cascade_engine.ops import CpuBackend, ReferenceOps
 from tests.models.support import random_llama
@@ -81,6 +82,34 @@ def test_reference_backend_agrees_with_transformers(seed: int, tmp_path: Path) -
     with torch.no_grad():
         exact = model(torch.tensor([token_ids])).logits[0]
     assert (logits - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_int8(seed: int, tmp_path: Path) -> None:
+    """As the model with the matrices that int8 stands for: transformers in bfloat16 is the naive
+    implementation. Breaks when stacked rows take each other's scale, or a tied table another's."""
+    model = random_llama(tmp_path, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            table = name.endswith("embed_tokens.weight") and not model.config.tie_word_embeddings
+            if parameter.dim() == 2 and not table:
+                scale = parameter.abs().amax(1, keepdim=True) / 127
+                parameter.copy_((parameter / scale).round() * scale)
+    ids = torch.randint(0, model.config.vocab_size, (1, 100))
+    with torch.no_grad():
+        exact = model.double()(ids).logits[0]
+        naive = model.bfloat16()(ids).logits[0].double()
+    ours = our_logits(tmp_path, ids[0].tolist(), "int8").double()
+    assert (ours - exact).abs().max() <= worst_allowed(naive, exact)
+
+
+def test_int8_names_the_tensor_it_cannot_hold(tmp_path: Path) -> None:
+    model = random_llama(tmp_path, 0)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[3, 2] = torch.inf
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight: holds inf"):
+        Engine.load(tmp_path, dtype="int8", max_rows=1)
 
 
 def test_float16_becomes_float32_and_says_so(tmp_path: Path) -> None:

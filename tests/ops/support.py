@@ -11,9 +11,9 @@ import torch
 from cascade_engine.cache import PAGE_TOKENS, pages_for
 from cascade_engine.models.config import LlamaConfig, RopeConfig, inv_freq
 from cascade_engine.models.llama import LlamaLayer, LlamaWeights
-from cascade_engine.ops import CpuBackend, LinearWeight
+from cascade_engine.ops import CpuBackend, LinearWeight, activation_dtype
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, I8 = torch.float32, torch.bfloat16, torch.int8
 
 
 class NativePass:
@@ -156,7 +156,7 @@ def random_weights(seed: int, dtype: torch.dtype, **overrides: Any) -> LlamaWeig
         mlp_bias=True,
         bos_id=None,
         eos_ids=(),
-        dtype=dtype,
+        dtype=activation_dtype(dtype),
         **shape,
     )
     torch.manual_seed(seed)
@@ -179,7 +179,7 @@ def random_weights(seed: int, dtype: torch.dtype, **overrides: Any) -> LlamaWeig
         for _ in range(config.num_layers)
     )
     head = linear(config.vocab_size, hidden, bias=False)
-    table = torch.randn(config.vocab_size, hidden).to(dtype)
+    table = torch.randn(config.vocab_size, hidden).to(activation_dtype(dtype))
     embedding = head if config.tie_word_embeddings else table
     norm = 1 + 0.2 * torch.randn(hidden)
     return LlamaWeights(config, dtype, embedding, layers, norm, head, inv_freq(config))

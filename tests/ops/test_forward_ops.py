@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from cascade_engine.cache import pages_for
-from cascade_engine.ops import CpuBackend, LinearWeight, ReferenceOps
+from cascade_engine.ops import CpuBackend, LinearWeight, ReferenceOps, activation_dtype
+from cascade_engine.ops.cpu import unpack_linear
 from cascade_engine.ops.reference import ReferenceCache
 from tests.ops.native import every_isa
 from tests.ops.support import (
     BF16,
     F32,
+    I8,
     NativePass,
     assert_close,
     assert_same_bits,
@@ -26,6 +28,7 @@ from tests.ops.support import (
 )
 
 both_dtypes = pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+weight_dtypes = pytest.mark.parametrize("dtype", [F32, BF16, I8], ids=["f32", "bf16", "i8"])
 
 
 def check(
@@ -62,6 +65,16 @@ def test_embedding(isa: str, dtype: torch.dtype) -> None:
 
 
 @every_isa
+def test_embedding_of_int8(isa: str) -> None:
+    """A packed int8 table gives its integers times the row's scale, rounded once."""
+    for n, k in ((1, 1), (33, 7), (70, 129)):
+        packed = CpuBackend(1, isa).pack_linear(torch.randn(n, k), I8)
+        ids = torch.randint(0, n, (50,)).tolist()
+        ours = run_native(isa, lambda ops: ops.embedding(packed), ids)  # noqa: B023
+        assert_same_bits(ours, unpack_linear(packed)[ids].float(), (n, k))
+
+
+@every_isa
 @both_dtypes
 def test_rms_norm(isa: str, dtype: torch.dtype) -> None:
     """Breaks when eps, the mean or the tail of a row is wrong."""
@@ -81,18 +94,19 @@ LINEAR_SHAPES = ((1, 1), (31, 2), (32, 33), (33, 128), (70, 129), (96, 257), (5,
 
 
 @every_isa
-@both_dtypes
+@weight_dtypes
 @pytest.mark.parametrize("accumulate", [False, True], ids=["", "accumulate"])
 def test_linear(isa: str, dtype: torch.dtype, accumulate: bool) -> None:
-    """Breaks when a product, the bias or the old value is lost, doubled or misplaced."""
+    """Breaks when a product, a scale, the bias or the old value is lost, doubled or misplaced."""
     backend = CpuBackend(1, isa)
     for n, k in LINEAR_SHAPES:
         for rows in (1, 2, 7, 15, 40):
             weight, bias = torch.randn(n, k), torch.randn(n) if rows != 7 else None
             packed = backend.pack_linear(weight, dtype, bias)
-            x = torch.randn(rows, k).to(dtype).float()
+            fed = activation_dtype(dtype)
+            x = torch.randn(rows, k).to(fed).float()
             y = torch.randn(rows, n) if accumulate else None
-            check(isa, linear_of(x, packed, y, dtype), rows, F32, (n, k, rows))
+            check(isa, linear_of(x, packed, y, fed), rows, F32, (n, k, rows))
 
 
 def linear_of(

@@ -9,7 +9,7 @@ import torch
 
 from cascade_engine.ops import CpuBackend, LinearWeight
 from cascade_engine.ops.cpu import unpack_linear
-from tests.ops.support import BF16, F32, assert_same_bits, bits
+from tests.ops.support import BF16, F32, I8, assert_same_bits, bits
 
 F16 = torch.float16
 SOURCES = [F32, BF16, F16]
@@ -101,3 +101,46 @@ def test_what_does_not_fit_is_refused() -> None:
     assert_packed(weight, torch.zeros(10, 4))
     backend.fill_linear(weight, torch.ones(10, 4), 0)
     assert_packed(weight, torch.ones(10, 4))
+
+
+@by_source
+@pytest.mark.parametrize("seed", range(2))
+def test_quantisation(source: torch.dtype, seed: int) -> None:
+    """Each row by its own largest magnitude, to the nearest integer, ties to even. Breaks when rows
+    share a scale, or a value is truncated or misplaced."""
+    backend = CpuBackend(1 + seed)
+    for n, k in SHAPES:
+        dense = (torch.randn(n, k) * 10 ** torch.linspace(-3, 3, n)[:, None]).to(source)
+        weight = backend.pack_linear(dense, I8)
+        exact = dense.float()
+        scales = exact.abs().amax(1) / 127
+        assert weight.scales is not None
+        assert_same_bits(weight.scales[:n], scales, (n, k))
+        steps = (exact / scales[:, None]).nan_to_num(0).round().double()
+        assert torch.equal(unpack_linear(weight), steps * scales[:, None].double())
+        assert steps.abs().max() == 127
+
+
+def test_integers_come_back_from_int8_as_they_were() -> None:
+    """-127..127 with every row reaching 127: the scale is 1."""
+    dense = torch.arange(-127, 128).repeat(3, 1).float()
+    assert torch.equal(unpack_linear(CpuBackend(1).pack_linear(dense, I8)), dense.double())
+
+
+def test_quantisation_of_extremes() -> None:
+    """Rows of zeros, of the largest and of the smallest numbers stay finite and within reach."""
+    big, tiny = torch.finfo(F32).max, 2.0**-149
+    dense = torch.tensor([[0.0, -0.0, 0.0], [big, -big, 0.0], [tiny, 0.0, -tiny], [3e-43, 0, 0]])
+    ours = unpack_linear(CpuBackend(1).pack_linear(dense, I8))
+    assert ours.isfinite().all()
+    step = torch.maximum(dense.abs().amax(1, keepdim=True) / 127, torch.tensor(2.0**-140))
+    assert ((ours - dense).abs() <= step).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_int8_refuses_what_is_not_finite(value: float) -> None:
+    dense = torch.ones(40, 9)
+    dense[35, 8] = value
+    for threads in (1, 2):
+        with pytest.raises(ValueError, match=f"holds {value}, which int8 cannot"):
+            CpuBackend(threads).pack_linear(dense, I8)

@@ -10,7 +10,15 @@ import torch
 from cascade_engine import _C
 from cascade_engine.models import llama
 from cascade_engine.ops import CacheLayer, CpuBackend
-from tests.ops.support import BF16, F32, NativePass, assert_same_bits, random_weights, stale_memory
+from tests.ops.support import (
+    BF16,
+    F32,
+    I8,
+    NativePass,
+    assert_same_bits,
+    random_weights,
+    stale_memory,
+)
 
 SEQUENCES, CAPACITY, PAGES = 2, 64, 9
 
@@ -124,6 +132,7 @@ class Recording:
         self.norm = self.keep[0].data_ptr()
         self.w8 = self.backend.empty_linear(8, 8, F32)
         self.w8b = self.backend.empty_linear(8, 8, BF16)
+        self.w8i = self.backend.empty_linear(8, 8, I8)
 
     def cache(self, kv_heads: int, dim: int) -> CacheLayer:
         return CacheLayer(self.norm, self.norm, _C.DType.f32, kv_heads, dim)
@@ -147,6 +156,13 @@ MISFITS: list[tuple[Any, str]] = [
     (lambda r, p: p.linear(r.x8, r.x9, r.w8.handle), "linear x: .* 9 columns, expected 8"),
     (lambda r, p: p.linear(r.x8, r.x16, r.w8.handle), "linear x: .* 16 columns, expected 8"),
     (lambda r, p: p.linear(r.x8, r.x8, r.w8b.handle), "linear x: .* another dtype"),
+    (lambda r, p: p.linear(r.x9, r.x8, r.w8i.handle), "linear y: .* 9 columns, expected 8"),
+    (lambda r, p: p.linear(r.x8, r.x8, r.w8i.handle), "linear x: .* another dtype"),
+    (lambda r, p: p.embedding(r.x8, r.w8i.handle, False), "an i8 table must be packed"),
+    (lambda r, p: p.buffer(_C.DType.i8, 8), "a buffer is f32 or bf16, not i8"),
+    (lambda r, p: CacheLayer(r.norm, r.norm, _C.DType.i8, 1, 4), "f32 or bf16, not i8"),
+    (lambda r, p: _C.PackedMatrix(r.norm, _C.DType.i8, 8, 8), "has scales when it is i8"),
+    (lambda r, p: _C.PackedMatrix(r.norm, _C.DType.f32, 8, 8, r.norm), "and only then"),
     (lambda r, p: p.linear(r.x8, r.x8, r.w8.handle), "linear: y and x are the same buffer"),
     (lambda r, p: p.linear(r.x8, -1, r.w8.handle), "linear x: no buffer -1"),
     (lambda r, p: p.linear(r.wanted8, r.x8, r.w8.handle), "linear.* per_logit"),

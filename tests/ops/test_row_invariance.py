@@ -12,11 +12,12 @@ import torch
 
 from cascade_engine.cache import pages_for
 from cascade_engine.models import llama
-from cascade_engine.ops import CpuBackend, Recorder
+from cascade_engine.ops import CpuBackend, Recorder, activation_dtype
 from tests.ops.native import every_isa
 from tests.ops.support import (
     BF16,
     F32,
+    I8,
     NativePass,
     assert_same_bits,
     cached,
@@ -26,6 +27,7 @@ from tests.ops.support import (
 )
 
 both_dtypes = pytest.mark.parametrize("dtype", [F32, BF16], ids=["f32", "bf16"])
+weight_dtypes = pytest.mark.parametrize("dtype", [F32, BF16, I8], ids=["f32", "bf16", "i8"])
 SIZES = (1, 2, 3, 5, 13, 14, 15, 16, 17, 31, 33, 64, 100, 112, 113, 513, 1024)
 ROWS = 1024
 
@@ -35,9 +37,9 @@ class RowOps:
     buffer. Widths differ, so that no two operations share a buffer."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+        self.dtype = activation_dtype(dtype)
         pack = CpuBackend(1).pack_linear
-        self.dense = torch.randn(ROWS, 33).to(dtype)
+        self.dense = torch.randn(ROWS, 33).to(self.dtype)
         self.packed = pack(torch.randn(ROWS, 35), dtype)
         self.long = torch.randn(ROWS, 601)
         self.short = torch.randn(ROWS, 64)
@@ -68,7 +70,7 @@ class RowOps:
 
 
 @every_isa
-@both_dtypes
+@weight_dtypes
 def test_operations_on_rows(isa: str, dtype: torch.dtype) -> None:
     """Breaks when a tile of a certain size adds up in another order, or a row is exchanged."""
     ops = RowOps(dtype)
@@ -242,11 +244,11 @@ def test_attention(isa: str, dtype: torch.dtype, heads: int, kv_heads: int, dim:
 
 
 @every_isa
-@both_dtypes
+@weight_dtypes
 def test_whole_forward_pass(isa: str, dtype: torch.dtype) -> None:
     """Breaks when any operation depends on what is beside a row, and when a wanted logit row
     depends on which others are wanted."""
-    weights = random_weights(3, dtype, tie_word_embeddings=dtype == BF16)
+    weights = random_weights(3, dtype, tie_word_embeddings=dtype != F32)
     config = weights.config
     lengths = (1050, 70, 17)
     sequences = Sequences(lengths, config.vocab_size - 1, rejected_token=config.vocab_size - 1)
@@ -261,7 +263,8 @@ def test_whole_forward_pass(isa: str, dtype: torch.dtype) -> None:
     ) -> Outcome:
         setting = Setting(isa, threads, plan, shuffle, left_padded)
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        return sequences.run(setting, shape, dtype, describe, per_logit=True)
+        cached_dtype = weights.activation_dtype
+        return sequences.run(setting, shape, cached_dtype, describe, per_logit=True)
 
     expected = run(1, alone_plan(lengths), shuffle=False)
     whole = [[Part(s, 0, n, n) for s, n in enumerate(lengths)]]

@@ -17,7 +17,7 @@ struct EmbeddingArgs {
   const int32_t* ids;
   int64_t rows;
   PackedMatrix table;  // n = vocabulary, k = columns
-  bool packed;         // false: table.data is row-major [n, k] of table.dtype
+  bool packed;         // false: table.data is row-major [n, k] of table.dtype, not i8
   float* out;          // [rows, k]
 };
 
@@ -32,12 +32,13 @@ struct RmsNormArgs {
 };
 
 // y = x W^T (+ bias) (+ y). Each y[r, c] is a sum over slabs of kLinearSlab steps, in ascending
-// order, then the bias, then the old y; a slab is one chain of fused multiply-adds over ascending k
-// from zero. A step is one k, for bf16 a pair: the odd element first.
-inline constexpr int kLinearSlab = 128;
+// order, then (i8) times the scale, then the bias, then the old y; a slab is one chain of fused
+// multiply-adds over ascending k from zero. A step is one k, for bf16 and i8 a pair: the odd
+// element first.
+inline constexpr int64_t kLinearSlab = 128;  // 8 or 16 KB of W: stays in the first cache
 struct LinearArgs {
   PackedMatrix w;
-  const void* x;  // [rows, k], dense, of w.dtype
+  const void* x;  // [rows, k], dense, of activation_dtype(w.dtype)
   int64_t rows;
   const float* bias;  // [n] or null
   float* y;           // [rows, n], dense
@@ -143,7 +144,8 @@ struct Kernels {
 };
 
 // Copies `rows` rows of a row-major matrix [rows, k] into rows first_row.. of a packed matrix,
-// converting to the target's dtype (round to nearest even).
+// converting to the target's dtype (round to nearest even). For i8 each row gets its scale; throws
+// InvalidArgument where a value is not finite.
 void pack_rows(const void* source, SourceDType source_dtype, int64_t rows,
                const PackedMatrix& target, int64_t first_row, ThreadPool& pool);
 void embedding(const EmbeddingArgs& args);

@@ -6,13 +6,18 @@
 
 namespace ce {
 
-enum class DType : int32_t { f32 = 0, bf16 = 1 };
+// i8 is for packed weights alone: their activations and caches are bf16.
+enum class DType : int32_t { f32 = 0, bf16 = 1, i8 = 2 };
 
 // Element types of checkpoints; kernels compute on DType only.
 enum class SourceDType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
 
 inline constexpr int dtype_size(DType dtype) {
-  return dtype == DType::f32 ? 4 : 2;
+  return dtype == DType::f32 ? 4 : dtype == DType::bf16 ? 2 : 1;
+}
+// What weights of a dtype are multiplied with.
+inline constexpr DType activation_dtype(DType weights) {
+  return weights == DType::i8 ? DType::bf16 : weights;
 }
 
 // bfloat16 as bits; conversions are in bf16.h.
@@ -30,12 +35,14 @@ inline constexpr int kAttentionChunk = 256;
 // A weight matrix W [n, k] (y = x W^T) in the layout that `linear` streams, blocks of 32 outputs:
 //   f32:  [ceil(n / 32)][k][32]               element (b, i, c)    = W[32 b + c][i]
 //   bf16: [ceil(n / 32)][ceil(k / 2)][32][2]  element (b, i, c, j) = W[32 b + c][2 i + j]
+//   i8:   as bf16, integers -127..127; W[r][i] is the integer times scales[r]
 // Entries past n or k are zero.
 struct PackedMatrix {
   const void* data = nullptr;
   DType dtype = DType::f32;
   int64_t n = 0;
   int64_t k = 0;
+  float* scales = nullptr;  // i8: [n rounded up to 32]
 };
 
 inline constexpr int64_t packed_elements(int64_t n, int64_t k, DType dtype) {

@@ -1,0 +1,251 @@
+// The arithmetic of `linear` on one instruction set: the sums of a tile of rows over one slab of a
+// block. linear.cpp alone includes this header.
+#pragma once
+
+#include "ce/kernels.h"
+#include "ce/simd.h"
+
+namespace ce::CE_ISA {
+namespace {
+
+// One step of a chain is 4 bytes of x per row: one f32 element, or a pair of bf16 (two f32 after
+// widening, the odd one first). A step of W is 32 columns of that, for i8 at a byte an element.
+
+// Most rows of a tile, and of a tile whose sums of both halves of a block fit the registers.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 14, kWholeRows = 14;
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6, kWholeRows = 2;
+#else
+constexpr int kTileRows = 1, kWholeRows = 1;
+#endif
+
+#if defined(__AVX512BF16__)
+constexpr bool kNativePairs = true;
+#else
+constexpr bool kNativePairs = false;
+#endif
+
+// Weights of a step: a float, a pair of bf16, a pair of i8.
+enum class Mode { f32, pairs, bytes };
+constexpr int step_bytes(Mode mode) {
+  return mode == Mode::bytes ? 64 : 128;
+}
+// Floats of x per step and row: pairs are widened where the machine does not multiply them.
+constexpr int lanes_per_step(Mode mode) {
+  return mode == Mode::f32 || kNativePairs ? 1 : 2;
+}
+
+struct TileArgs {
+  const char* w;   // first step of the slab
+  const float* x;  // [steps][rows], or [steps][2][rows] when widened
+  int64_t steps;
+  float* sums;           // [rows][32]
+  bool first;            // the first slab: sums hold nothing yet
+  const char* prefetch;  // what to fetch meanwhile, see Prefetch
+};
+
+// own: the stream that this tile reads, further on, to the first cache. next: one line a step of
+// the slab to come, to the second cache, because this slab still fills the first.
+enum class Prefetch { own, next };
+
+// Sixteen columns of a step as floats, the even or the odd element of each pair. Bytes become
+// floats exactly, and these pairs of bf16 exactly.
+#if defined(__AVX512F__)
+static inline f32x16 load_even(const char* w) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(w), 16))};
+}
+static inline f32x16 load_odd(const char* w) {
+  return {_mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_loadu_si512(w), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+static inline __m512i load_byte_pairs(const char* w) {
+  return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+}
+static inline f32x16 load_even_bytes(const char* w) {
+  return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(load_byte_pairs(w), 24), 24))};
+}
+static inline f32x16 load_odd_bytes(const char* w) {
+  return {_mm512_cvtepi32_ps(_mm512_srai_epi32(load_byte_pairs(w), 8))};
+}
+#elif defined(__AVX2__)
+static inline __m256i load_half(const char* w) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+}
+static inline f32x16 load_even(const char* w) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(load_half(w), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(load_half(w + 32), 16))};
+}
+static inline f32x16 load_odd(const char* w) {
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_and_si256(load_half(w), high)),
+          _mm256_castsi256_ps(_mm256_and_si256(load_half(w + 32), high))};
+}
+static inline __m256i load_byte_pairs(const char* w) {
+  return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+}
+static inline __m256 even_bytes(__m256i pairs) {
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, 24), 24));
+}
+static inline f32x16 load_even_bytes(const char* w) {
+  return {even_bytes(load_byte_pairs(w)), even_bytes(load_byte_pairs(w + 16))};
+}
+static inline f32x16 load_odd_bytes(const char* w) {
+  return {_mm256_cvtepi32_ps(_mm256_srai_epi32(load_byte_pairs(w), 8)),
+          _mm256_cvtepi32_ps(_mm256_srai_epi32(load_byte_pairs(w + 16), 8))};
+}
+#else
+static inline f32x16 load_bits(const char* w, uint32_t mask, int shift) {
+  uint32_t bits[16];
+  std::memcpy(bits, w, sizeof bits);
+  for (uint32_t& b : bits) b = (b & mask) << shift;
+  f32x16 r;
+  std::memcpy(r.v, bits, sizeof bits);
+  return r;
+}
+static inline f32x16 load_even(const char* w) {
+  return load_bits(w, 0xffffu, 16);
+}
+static inline f32x16 load_odd(const char* w) {
+  return load_bits(w, 0xffff0000u, 0);
+}
+static inline f32x16 load_bytes(const char* w, int lane) {
+  f32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(static_cast<int8_t>(w[2 * i + lane]));
+  return r;
+}
+static inline f32x16 load_even_bytes(const char* w) {
+  return load_bytes(w, 0);
+}
+static inline f32x16 load_odd_bytes(const char* w) {
+  return load_bytes(w, 1);
+}
+#endif
+
+static inline const float* floats(const char* p) {
+  return reinterpret_cast<const float*>(p);
+}
+
+#if defined(__AVX512BF16__)
+static inline __m512 widen_bytes(const char* w) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+// Sixteen pairs of bf16.
+template <Mode kMode>
+static inline __m512bh load_pairs(const char* w) {
+  if constexpr (kMode == Mode::bytes)
+    return _mm512_cvtne2ps_pbh(widen_bytes(w + 16), widen_bytes(w));
+  else
+    return (__m512bh)_mm512_loadu_si512(w);
+}
+#endif
+
+// The same weights as pairs of bf16: `steps` steps of i8 for tiles that share them.
+static inline void widen_slab(const char* w, int64_t steps, char* out) {
+  for (int64_t i = 0; i < 2 * steps; ++i, w += 32, out += 64) {
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(out, (__m512i)load_pairs<Mode::bytes>(w));
+#else
+    float even[16], odd[16];
+    store_lanes(even, load_even_bytes(w));
+    store_lanes(odd, load_odd_bytes(w));
+    for (int c = 0; c < 16; ++c) {
+      uint32_t low, high;
+      std::memcpy(&low, even + c, 4);
+      std::memcpy(&high, odd + c, 4);
+      const uint32_t pair = (high & 0xffff0000u) | low >> 16;
+      std::memcpy(out + 4 * c, &pair, 4);
+    }
+#endif
+  }
+}
+
+// Adds one step of R rows to their sums of V vectors of columns.
+template <int R, int V, Mode kMode>
+static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x) {
+  constexpr int kVectorBytes = step_bytes(kMode) / 2;
+  if constexpr (kMode != Mode::f32 && kNativePairs) {
+#if defined(__AVX512BF16__)
+    __m512bh pairs[V];
+    for (int v = 0; v < V; ++v) pairs[v] = load_pairs<kMode>(w + kVectorBytes * v);
+    for (int r = 0; r < R; ++r) {
+      const __m512bh value = (__m512bh)_mm512_castps_si512(_mm512_set1_ps(x[r]));
+      for (int v = 0; v < V; ++v) sum[r][v] = {_mm512_dpbf16_ps(sum[r][v].v, pairs[v], value)};
+    }
+#endif
+  } else {
+    for (int lane = 0; lane < lanes_per_step(kMode); ++lane) {
+      f32x16 wide[V];
+      for (int v = 0; v < V; ++v) {
+        const char* at = w + kVectorBytes * v;
+        if constexpr (kMode == Mode::f32)
+          wide[v] = load(floats(at));
+        else if constexpr (kMode == Mode::pairs)
+          wide[v] = lane == 0 ? load_odd(at) : load_even(at);
+        else
+          wide[v] = lane == 0 ? load_odd_bytes(at) : load_even_bytes(at);
+      }
+      for (int r = 0; r < R; ++r) {
+        const f32x16 value = set1(x[lane * R + r]);
+        for (int v = 0; v < V; ++v) sum[r][v] = fma(wide[v], value, sum[r][v]);
+      }
+    }
+  }
+}
+
+// Adds one slab of one block for R rows, V vectors of columns at a time.
+template <int R, Mode kMode, Prefetch kPrefetch>
+static void tile(const TileArgs& args) {
+  constexpr int V = R <= kWholeRows ? 2 : 1;
+  constexpr int kStride = R * lanes_per_step(kMode), kStep = step_bytes(kMode);
+  for (int first = 0; first < 2; first += V) {
+    f32x16 sum[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) sum[r][v] = zero();
+    const char* w = args.w + kStep / 2 * first;
+    const char* ahead = args.prefetch + first * args.steps * 64;
+    const float* x = args.x;
+    for (int64_t step = 0; step < args.steps; ++step) {
+      if constexpr (kPrefetch == Prefetch::own)
+        for (int line = 0; line < V * kStep / 2; line += 64) __builtin_prefetch(ahead + line, 0, 3);
+      else
+        __builtin_prefetch(ahead, 0, 2);
+      ahead += kPrefetch == Prefetch::own ? kStep : 64;
+      add_step<R, V, kMode>(sum, w, x);
+      w += kStep;
+      x += kStride;
+    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        float* total = args.sums + r * kBlockColumns + 16 * (first + v);
+        store(total, args.first ? sum[r][v] : load(total) + sum[r][v]);
+      }
+  }
+}
+
+using TileFunction = void (*)(const TileArgs&);
+struct TileTable {
+  TileFunction alone[kTileRows + 1];   // the only tile of its block
+  TileFunction shared[kTileRows + 1];  // one of several, or of several slabs' halves
+};
+
+template <Mode kMode, int R>
+static constexpr void fill_table(TileTable& table) {
+  if constexpr (R > 0) {
+    table.alone[R] = tile<R, kMode, Prefetch::own>;
+    table.shared[R] = tile<R, kMode, Prefetch::next>;
+    fill_table<kMode, R - 1>(table);
+  }
+}
+template <Mode kMode>
+static constexpr TileTable make_table() {
+  TileTable table{};
+  fill_table<kMode, kTileRows>(table);
+  return table;
+}
+constexpr TileTable kTiles[] = {make_table<Mode::f32>(), make_table<Mode::pairs>(),
+                                make_table<Mode::bytes>()};
+
+}  // namespace
+}  // namespace ce::CE_ISA
