@@ -109,7 +109,7 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
         (["--kv-cache-gb", "-1", "x"], "--kv-cache-gb must be > 0, got -1"),
         (
             ["--dtype", "float8", "x"],
-            "dtype must be 'auto' or one of 'float32', 'bfloat16', 'int8', got",
+            "'float32', 'bfloat16', 'int8', got 'float8'",
         ),
         (["--chat-format", "morse", "--chat", "x"], "llama-2"),
         (["--prompt-file", "/no/such/file"], "No such file"),

@@ -73,8 +73,8 @@ class Engine:
 
         `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU), "float32",
         "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each output, the rest as
-        in bfloat16). `policy` None: `FixedCascade.default`. `threads` None: CASCADE_THREADS, else all
-        physical cores. `max_context` bounds every row (default: the target's own context);
+        in bfloat16). `policy` None: `FixedCascade.default`. `threads` None: CASCADE_THREADS, else
+        all physical cores. `max_context` bounds every row (default: the target's own context);
         `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a prompt that
         begins like an earlier one starts from what is cached. A step feeds at most
         `prefill_tokens` prompt tokens beside the running rows. `padding`

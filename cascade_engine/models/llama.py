@@ -153,7 +153,8 @@ def load_weights(
 
 def forward(ops: Any, weights: LlamaWeights, cache: Iterable[Any]) -> Any:
     """One pass over new tokens; returns logits `[wanted rows, vocab]`. Stores the tokens' keys and
-    values in `cache`, one entry a layer.
+    values in `cache`, one entry a layer. Behind the last layer's attention only the wanted rows go
+    on: of the others nothing but keys and values is used.
 
     `ops` is a backend's: with a `Recorder` values are buffers of the recorded program, with
     `ReferenceOps` they are tensors."""
@@ -166,10 +167,11 @@ def forward(ops: Any, weights: LlamaWeights, cache: Iterable[Any]) -> Any:
         qkv = ops.linear(h, layer.qkv)
         ops.rope_store(qkv, config.num_heads, kv)
         h = ops.attention(qkv, config.num_heads, scale, kv, dtype)
+        if layer is weights.layers[-1]:
+            x, h = ops.select_logit_rows(x), ops.select_logit_rows(h, dtype)
         ops.linear(h, layer.output, add_to=x)
         h = ops.rms_norm(x, layer.post_attention_norm, config.rms_norm_eps, dtype)
         h = ops.swiglu(ops.linear(h, layer.gate_up), dtype)
         ops.linear(h, layer.down, add_to=x)
-    x = ops.select_logit_rows(x)
     h = ops.rms_norm(x, weights.norm, config.rms_norm_eps, dtype)
     return ops.linear(h, weights.head)

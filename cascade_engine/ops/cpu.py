@@ -229,7 +229,8 @@ class Recorder:
 
     def swiglu(self, gate_up: int, dtype: torch.dtype) -> int:
         """`silu(gate) * up` of the two halves of `gate_up`, as `dtype`."""
-        out = self._buffer("swiglu", NATIVE_DTYPE[dtype], self.program.cols(gate_up) // 2)
+        cols = self.program.cols(gate_up) // 2
+        out = self._buffer("swiglu", NATIVE_DTYPE[dtype], cols, gate_up in self._per_logit)
         self.program.swiglu(out, gate_up)
         return out
 
@@ -238,9 +239,9 @@ class Recorder:
         program = self.program
         return read_floats(program.data(buffer), program.rows(buffer), program.cols(buffer))
 
-    def select_logit_rows(self, x: int) -> int:
-        """The rows of `x` whose logits are wanted."""
-        out = self._buffer("select", _C.DType.f32, self.program.cols(x), per_logit=True)
+    def select_logit_rows(self, x: int, dtype: torch.dtype = torch.float32) -> int:
+        """The rows of `x`, of `dtype`, whose logits are wanted: a buffer for each `x`."""
+        out = self._buffer(f"select {x}", NATIVE_DTYPE[dtype], self.program.cols(x), per_logit=True)
         self.program.select_logit_rows(out, x)
         return out
 

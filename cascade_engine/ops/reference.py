@@ -102,5 +102,7 @@ class ReferenceOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate) * up
 
-    def select_logit_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def select_logit_rows(
+        self, x: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         return x[x.shape[0] - self._wanted :]

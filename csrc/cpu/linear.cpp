@@ -151,19 +151,19 @@ static void finish(const LinearArgs& args, int64_t block, int64_t row, int64_t r
   }
 }
 
-// All rows of one block. i8 weights that several tiles share are widened once a slab.
+// All rows of one block. Where several tiles share a slab of i8, the first widens it for the
+// others.
 static void run_block(const Call& call, int64_t block) {
   const Mode stored = mode_of(call.args.w.dtype);
   const Tiling& tiling = call.tiling;
   const bool widen = stored == Mode::bytes && tiling.count > 1;
-  const TileTable& table = kTiles[static_cast<int>(widen ? Mode::pairs : stored)];
   const int64_t step_size = step_bytes(stored);
   const char* w = static_cast<const char*>(call.args.w.data) + block * call.steps * step_size;
   alignas(64) float sums[kGroupRows * kBlockColumns];
   alignas(64) char wide[kLinearSlab * step_bytes(Mode::pairs)];
   const bool alone = call.args.rows <= kWholeRows;
   // Tiles that fetch the next slab, each a line a step in every pass over the slab.
-  const int64_t fetchers = tiling.rows(0) <= kWholeRows && step_size > 64 ? 2 : 1;
+  const int64_t fetchers = tiling.rows(0) <= kWholeRows ? 2 : 1;
   constexpr int64_t kGroupTiles = kGroupRows / kTileRows;
   for (int64_t begin = 0; begin < tiling.count; begin += kGroupTiles) {
     const int64_t end = begin + kGroupTiles < tiling.count ? begin + kGroupTiles : tiling.count;
@@ -171,16 +171,21 @@ static void run_block(const Call& call, int64_t block) {
     for (int64_t step = 0; step < call.steps; step += kLinearSlab) {
       const int64_t steps = call.steps - step < kLinearSlab ? call.steps - step : kLinearSlab;
       const char* slab = w + step * step_size;
-      if (widen) widen_slab(slab, steps, wide);
       for (int64_t t = begin; t < end; ++t) {
         const int64_t rows = tiling.rows(t), row = tiling.first_row(t);
         const float* x = call.x + (row * call.steps + step * rows) * call.lanes;
-        const char* fetch = alone                  ? slab + kPrefetchBytes
-                            : t - begin < fetchers ? slab + steps * (step_size + 64 * (t - begin))
-                                                   : slab;
-        const TileFunction run = alone ? table.alone[rows] : table.shared[rows];
-        run({widen ? wide : slab, x, steps, sums + (row - first_row) * kBlockColumns, step == 0,
-             fetch});
+        const bool widened = widen && t > begin;
+        const Mode mode = !widen ? stored : widened ? Mode::pairs : Mode::widening;
+        const TileTable& table = kTiles[static_cast<int>(mode)];
+        // What is read once is fetched to the first cache, what is read again to the second.
+        const bool own = alone || mode == Mode::widening;
+        const char* fetch = own ? slab + kPrefetchBytes
+                            : !widen && t - begin < fetchers
+                                ? slab + steps * (step_size + 64 * (t - begin))
+                                : slab;
+        const TileFunction run = own ? table.alone[rows] : table.shared[rows];
+        run({widened ? wide : slab, x, steps, sums + (row - first_row) * kBlockColumns, step == 0,
+             fetch, wide});
       }
     }
     finish(call.args, block, first_row, tiling.first_row(end) - first_row, sums);

@@ -26,10 +26,11 @@ constexpr bool kNativePairs = true;
 constexpr bool kNativePairs = false;
 #endif
 
-// Weights of a step: a float, a pair of bf16, a pair of i8.
-enum class Mode { f32, pairs, bytes };
+// Weights of a step: a float, a pair of bf16, a pair of i8; the last also written as a pair of
+// bf16, for the tiles after this one.
+enum class Mode { f32, pairs, bytes, widening };
 constexpr int step_bytes(Mode mode) {
-  return mode == Mode::bytes ? 64 : 128;
+  return mode == Mode::bytes || mode == Mode::widening ? 64 : 128;
 }
 // Floats of x per step and row: pairs are widened where the machine does not multiply them.
 constexpr int lanes_per_step(Mode mode) {
@@ -43,6 +44,7 @@ struct TileArgs {
   float* sums;           // [rows][32]
   bool first;            // the first slab: sums hold nothing yet
   const char* prefetch;  // what to fetch meanwhile, see Prefetch
+  char* wide;            // [steps][32] pairs that Mode::widening writes
 };
 
 // own: the stream that this tile reads, further on, to the first cache. next: one line a step of
@@ -67,6 +69,10 @@ static inline f32x16 load_even_bytes(const char* w) {
 }
 static inline f32x16 load_odd_bytes(const char* w) {
   return {_mm512_cvtepi32_ps(_mm512_srai_epi32(load_byte_pairs(w), 8))};
+}
+static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
+  _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_castps_si512(odd.v)));
 }
 #elif defined(__AVX2__)
 static inline __m256i load_half(const char* w) {
@@ -94,6 +100,14 @@ static inline f32x16 load_odd_bytes(const char* w) {
   return {_mm256_cvtepi32_ps(_mm256_srai_epi32(load_byte_pairs(w), 8)),
           _mm256_cvtepi32_ps(_mm256_srai_epi32(load_byte_pairs(w + 16), 8))};
 }
+static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
+  const auto join = [](__m256 low, __m256 high) {
+    return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(low), 16),
+                           _mm256_castps_si256(high));
+  };
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), join(even.lo, odd.lo));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32), join(even.hi, odd.hi));
+}
 #else
 static inline f32x16 load_bits(const char* w, uint32_t mask, int shift) {
   uint32_t bits[16];
@@ -120,6 +134,13 @@ static inline f32x16 load_even_bytes(const char* w) {
 static inline f32x16 load_odd_bytes(const char* w) {
   return load_bytes(w, 1);
 }
+static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
+  uint32_t low[16], high[16];
+  std::memcpy(low, even.v, sizeof low);
+  std::memcpy(high, odd.v, sizeof high);
+  for (int i = 0; i < 16; ++i) high[i] |= low[i] >> 16;
+  std::memcpy(out, high, sizeof high);
+}
 #endif
 
 static inline const float* floats(const char* p) {
@@ -134,41 +155,24 @@ static inline __m512 widen_bytes(const char* w) {
 // Sixteen pairs of bf16.
 template <Mode kMode>
 static inline __m512bh load_pairs(const char* w) {
-  if constexpr (kMode == Mode::bytes)
+  if constexpr (step_bytes(kMode) == 64)
     return _mm512_cvtne2ps_pbh(widen_bytes(w + 16), widen_bytes(w));
   else
     return (__m512bh)_mm512_loadu_si512(w);
 }
 #endif
 
-// The same weights as pairs of bf16: `steps` steps of i8 for tiles that share them.
-static inline void widen_slab(const char* w, int64_t steps, char* out) {
-  for (int64_t i = 0; i < 2 * steps; ++i, w += 32, out += 64) {
-#if defined(__AVX512BF16__)
-    _mm512_storeu_si512(out, (__m512i)load_pairs<Mode::bytes>(w));
-#else
-    float even[16], odd[16];
-    store_lanes(even, load_even_bytes(w));
-    store_lanes(odd, load_odd_bytes(w));
-    for (int c = 0; c < 16; ++c) {
-      uint32_t low, high;
-      std::memcpy(&low, even + c, 4);
-      std::memcpy(&high, odd + c, 4);
-      const uint32_t pair = (high & 0xffff0000u) | low >> 16;
-      std::memcpy(out + 4 * c, &pair, 4);
-    }
-#endif
-  }
-}
-
 // Adds one step of R rows to their sums of V vectors of columns.
 template <int R, int V, Mode kMode>
-static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x) {
+static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x, char* wide) {
   constexpr int kVectorBytes = step_bytes(kMode) / 2;
   if constexpr (kMode != Mode::f32 && kNativePairs) {
 #if defined(__AVX512BF16__)
     __m512bh pairs[V];
-    for (int v = 0; v < V; ++v) pairs[v] = load_pairs<kMode>(w + kVectorBytes * v);
+    for (int v = 0; v < V; ++v) {
+      pairs[v] = load_pairs<kMode>(w + kVectorBytes * v);
+      if constexpr (kMode == Mode::widening) _mm512_storeu_si512(wide + 64 * v, (__m512i)pairs[v]);
+    }
     for (int r = 0; r < R; ++r) {
       const __m512bh value = (__m512bh)_mm512_castps_si512(_mm512_set1_ps(x[r]));
       for (int v = 0; v < V; ++v) sum[r][v] = {_mm512_dpbf16_ps(sum[r][v].v, pairs[v], value)};
@@ -176,19 +180,21 @@ static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x) 
 #endif
   } else {
     for (int lane = 0; lane < lanes_per_step(kMode); ++lane) {
-      f32x16 wide[V];
+      f32x16 weights[V];
       for (int v = 0; v < V; ++v) {
         const char* at = w + kVectorBytes * v;
         if constexpr (kMode == Mode::f32)
-          wide[v] = load(floats(at));
+          weights[v] = load(floats(at));
         else if constexpr (kMode == Mode::pairs)
-          wide[v] = lane == 0 ? load_odd(at) : load_even(at);
+          weights[v] = lane == 0 ? load_odd(at) : load_even(at);
         else
-          wide[v] = lane == 0 ? load_odd_bytes(at) : load_even_bytes(at);
+          weights[v] = lane == 0 ? load_odd_bytes(at) : load_even_bytes(at);
+        if (kMode == Mode::widening && lane == 0)
+          store_pairs(wide + 64 * v, load_even_bytes(at), weights[v]);
       }
       for (int r = 0; r < R; ++r) {
         const f32x16 value = set1(x[lane * R + r]);
-        for (int v = 0; v < V; ++v) sum[r][v] = fma(wide[v], value, sum[r][v]);
+        for (int v = 0; v < V; ++v) sum[r][v] = fma(weights[v], value, sum[r][v]);
       }
     }
   }
@@ -206,13 +212,15 @@ static void tile(const TileArgs& args) {
     const char* w = args.w + kStep / 2 * first;
     const char* ahead = args.prefetch + first * args.steps * 64;
     const float* x = args.x;
+    char* wide = args.wide + 64 * first;
     for (int64_t step = 0; step < args.steps; ++step) {
       if constexpr (kPrefetch == Prefetch::own)
         for (int line = 0; line < V * kStep / 2; line += 64) __builtin_prefetch(ahead + line, 0, 3);
       else
         __builtin_prefetch(ahead, 0, 2);
       ahead += kPrefetch == Prefetch::own ? kStep : 64;
-      add_step<R, V, kMode>(sum, w, x);
+      add_step<R, V, kMode>(sum, w, x, wide);
+      if constexpr (kMode == Mode::widening) wide += 128;
       w += kStep;
       x += kStride;
     }
@@ -245,7 +253,7 @@ static constexpr TileTable make_table() {
   return table;
 }
 constexpr TileTable kTiles[] = {make_table<Mode::f32>(), make_table<Mode::pairs>(),
-                                make_table<Mode::bytes>()};
+                                make_table<Mode::bytes>(), make_table<Mode::widening>()};
 
 }  // namespace
 }  // namespace ce::CE_ISA

@@ -164,14 +164,17 @@ void Program::swiglu(int out, int gate_up) {
 
 void Program::select_logit_rows(int out, int x) {
   const int64_t width = cols(x);
-  checked(x, DType::f32, width, "select_logit_rows x");
+  const DType dtype = at(x).dtype;
   check_every_row(x, "select_logit_rows");
-  CE_CHECK(checked(out, DType::f32, width, "select_logit_rows out").per_logit,
+  CE_CHECK(checked(out, dtype, width, "select_logit_rows out").per_logit,
            "select_logit_rows: buffer ", out, " must be per_logit");
+  const int64_t bytes = width * dtype_size(dtype);
   steps_.push_back([=, this] {
+    const char* from = static_cast<const char*>(at(x).data);
+    char* to = static_cast<char*>(at(out).data);
     for (size_t i = 0; i < logit_rows_.size(); ++i)
-      std::memcpy(data_f32(out) + static_cast<int64_t>(i) * width,
-                  data_f32(x) + logit_rows_[i] * width, sizeof(float) * static_cast<size_t>(width));
+      std::memcpy(to + static_cast<int64_t>(i) * bytes, from + logit_rows_[i] * bytes,
+                  static_cast<size_t>(bytes));
   });
 }
 

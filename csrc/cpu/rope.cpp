@@ -1,6 +1,5 @@
 // Rotary position embedding (Su et al., arXiv 2104.09864) of queries and keys, and the store of
 // keys and values into their cache pages.
-#include "ce/bf16.h"
 #include "ce/cpu_kernels.h"
 #include "ce/simd.h"
 
@@ -18,20 +17,24 @@ void rotate(float* x, const float* cos, const float* sin, int half) {
   }
 }
 
-void put(void* base, DType dtype, int64_t index, float value) {
-  if (dtype == DType::f32)
-    static_cast<float*>(base)[index] = value;
-  else
-    static_cast<bf16*>(base)[index] = to_bf16(value);
+// Element d of x becomes element d * kPageTokens of out.
+template <typename T>
+void scatter(T* out, DType dtype, const float* x, int64_t dim) {
+  alignas(64) T lanes[16];
+  for (int64_t d = 0; d < dim; d += 16) {
+    const int count = static_cast<int>(dim - d < 16 ? dim - d : 16);
+    store_as(lanes, dtype, 0, load_part(x + d, count), count);
+    for (int i = 0; i < count; ++i) out[(d + i) * kPageTokens] = lanes[i];
+  }
 }
 
-// Rotates one head of all tokens; a key head is stored with its values. Workers share out heads,
-// not tokens: sixteen tokens of a head share the cache lines of its transposed keys.
-void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head) {
+// Rotates one head of tokens begin..end-1 of a segment; a key head is stored with its values.
+void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head, int begin,
+                int end) {
   const CacheLayer& cache = args.cache;
   const int64_t dim = cache.head_dim, half = dim / 2;
   const int64_t width = int64_t{args.heads + 2 * cache.kv_heads} * dim;
-  for (int t = 0; t < segment.count; ++t) {
+  for (int t = begin; t < end; ++t) {
     const int64_t row = segment.first_row + t;
     float* x = args.qkv + row * width + head * dim;
     if (args.cos != nullptr)
@@ -42,8 +45,10 @@ void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head)
     const int64_t page = segment.block_table[position / kPageTokens];
     const int64_t base = (page * cache.kv_heads + head - args.heads) * dim * kPageTokens;
     const float* v = x + cache.kv_heads * dim;
-    for (int64_t d = 0; d < dim; ++d)
-      put(cache.keys, cache.dtype, base + d * kPageTokens + slot, x[d]);
+    if (cache.dtype == DType::f32)
+      scatter(static_cast<float*>(cache.keys) + base + slot, cache.dtype, x, dim);
+    else
+      scatter(static_cast<bf16*>(cache.keys) + base + slot, cache.dtype, x, dim);
     for (int64_t d = 0; d < dim; d += 16)
       store_as(cache.values, cache.dtype, base + slot * dim + d,
                load_part(v + d, dim - d < 16 ? static_cast<int>(dim - d) : 16),
@@ -57,10 +62,19 @@ void rope_store(const RopeStoreArgs& args, ThreadPool& pool) {
   const int64_t heads = args.heads + args.cache.kv_heads;
   for (int s = 0; s < args.segment_count; ++s) {
     const Segment& segment = args.segments[s];
-    const int64_t grain =
-        segment.count < 4 ? heads : (heads + 4 * pool.size() - 1) / (4 * pool.size());
-    pool.parallel_for(heads, grain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t head = begin; head < end; ++head) store_head(args, segment, head);
+    // Workers share out (page, head), whole pages at a time where there are many: the tokens of a
+    // page share the cache lines of its transposed keys, heads those of a token's row.
+    const int offset = segment.start % kPageTokens;
+    const int64_t pages = (offset + segment.count + kPageTokens - 1) / kPageTokens;
+    const int64_t some = (heads * pages + 4 * pool.size() - 1) / (4 * pool.size());
+    const int64_t grain = segment.count < 4 ? heads * pages : some < heads ? some : heads;
+    pool.parallel_for(heads * pages, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int first = static_cast<int>(item / heads) * kPageTokens - offset;
+        const int last = first + kPageTokens;
+        store_head(args, segment, item % heads, first < 0 ? 0 : first,
+                   last < segment.count ? last : segment.count);
+      }
     });
   }
 }
