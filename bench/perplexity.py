@@ -1,7 +1,7 @@
 """Perplexity of texts under each dtype of the weights: what int8 or bfloat16 costs a real model.
 
     python -m bench.perplexity --model DIR --text FILE --json FILE
-    python -m bench.perplexity --model DIR --model DIR --text FILE --text FILE --dtypes bfloat16,int8
+    python -m bench.perplexity --model DIR --model DIR --text FILE --dtypes bfloat16,int8
 
 Each text is read in windows spread evenly over it, each of 1 + --window tokens (a begin token first
 where the model's tokenizer adds one); each but the first is predicted from those before it. The
