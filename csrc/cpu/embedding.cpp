@@ -4,6 +4,7 @@
 #include "ce/bf16.h"
 #include "ce/check.h"
 #include "ce/kernels.h"
+#include "ce/parallel.h"
 
 namespace ce {
 namespace {
@@ -42,8 +43,8 @@ void packed_row(const EmbeddingArgs& args, int64_t id, float* out) {
 
 }  // namespace
 
-void embedding(const EmbeddingArgs& args) {
-  for (int64_t row = 0; row < args.rows; ++row) {
+void embedding(const EmbeddingArgs& args, ThreadPool& pool) {
+  for_each_item(pool, args.rows, [&](int64_t row) {
     const int64_t id = args.ids[row];
     CE_CHECK(id >= 0 && id < args.table.n, "token id ", id, " is outside the vocabulary of ",
              args.table.n);
@@ -52,7 +53,7 @@ void embedding(const EmbeddingArgs& args) {
       packed_row(args, id, out);
     else
       dense_row(args, id, out);
-  }
+  });
 }
 
 }  // namespace ce

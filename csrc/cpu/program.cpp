@@ -61,7 +61,8 @@ void Program::embedding(int out, const PackedMatrix& table, bool packed) {
   check_every_row(out, "embedding");
   CE_CHECK(packed || table.dtype != DType::i8, "embedding: an i8 table must be packed");
   steps_.push_back([=, this] {
-    ce::embedding({ids_.data(), static_cast<int64_t>(ids_.size()), table, packed, data_f32(out)});
+    ce::embedding({ids_.data(), static_cast<int64_t>(ids_.size()), table, packed, data_f32(out)},
+                  pool_);
   });
 }
 

@@ -148,7 +148,7 @@ struct Kernels {
 // InvalidArgument where a value is not finite.
 void pack_rows(const void* source, SourceDType source_dtype, int64_t rows,
                const PackedMatrix& target, int64_t first_row, ThreadPool& pool);
-void embedding(const EmbeddingArgs& args);
+void embedding(const EmbeddingArgs& args, ThreadPool& pool);
 
 // The table for an instruction set, or null when this machine cannot run it.
 // Names: "portable", "avx2", "avx512", "avx512bf16".
