@@ -16,8 +16,8 @@ from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
 from cascade_engine.models import llama
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
-from cascade_engine.ops import CpuBackend, activation_dtype
-from cascade_engine.tables import load_table
+from cascade_engine.ops import CpuBackend, NgramTable, activation_dtype
+from cascade_engine.tables import load_table, prebuilt_for
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -99,7 +99,7 @@ def load_levels(
     models = [_open(path, options.dtype) for path in (target, *drafts)]
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
-    ngrams = None if table is None else load_table(table, tokenizer, vocab_size)
+    ngrams = _ngram_table(table, tokenizer, vocab_size)
     context = min(models[0].config.max_positions, options.max_context or 2**31 - 1)
     tokens = _cache_tokens(models, context, options)
 
@@ -138,6 +138,14 @@ def load_levels(
         LoadReport(tuple(lines), weight_bytes, cache_bytes),
         models[0].directory,
     )
+
+
+def _ngram_table(
+    table: str | PathLike[str] | None, tokenizer: Tokenizer | None, vocab_size: int
+) -> NgramTable | None:
+    """The table asked for; the tokenizer's prebuilt one for None, and none for "none"."""
+    path = prebuilt_for(tokenizer) if table is None else table
+    return None if path is None or path == "none" else load_table(path, tokenizer, vocab_size)
 
 
 def load_model(

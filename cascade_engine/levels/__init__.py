@@ -8,9 +8,10 @@ from cascade_engine.levels.rows import (
     TokenRows,
     Verdict,
 )
-from cascade_engine.levels.statistical import Proposal, StatisticalLevel
+from cascade_engine.levels.statistical import DraftedTree, Proposal, StatisticalLevel
 
 __all__ = [
+    "DraftedTree",
     "LogprobRequest",
     "NeuralLevel",
     "Proposal",

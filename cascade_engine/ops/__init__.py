@@ -1,12 +1,14 @@
 """The only door to native code: one function per operation, one implementation per backend."""
 
-from cascade_engine._C import CacheLayer, NgramTable, Sampler
+from cascade_engine._C import MAX_TREE_NODES, CacheLayer, Drafter, NgramTable, Sampler
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
 from cascade_engine.ops.reference import ReferenceOps
 
 __all__ = [
+    "MAX_TREE_NODES",
     "CacheLayer",
     "CpuBackend",
+    "Drafter",
     "LinearWeight",
     "NgramTable",
     "Recorder",

@@ -157,6 +157,10 @@ class CpuBackend:
         """Max-Gram, filled up from a table: see `_C.propose`."""
         return _C.propose(self.context, **arguments)
 
+    def propose_trees(self, drafter: _C.Drafter, **arguments: Any) -> list[int]:
+        """Trees and chains by n-gram statistics: see `_C.Drafter.propose`."""
+        return drafter.propose(self.context, **arguments)
+
 
 class Recorder:
     """Records one forward pass. Each method stands for one operation and returns the buffer that

@@ -5,12 +5,14 @@
 
 from cascade_engine.tables.build import BuildOptions, build_table
 from cascade_engine.tables.files import TableInfo, load_table, read_info, save_table
+from cascade_engine.tables.prebuilt import prebuilt_for
 
 __all__ = [
     "BuildOptions",
     "TableInfo",
     "build_table",
     "load_table",
+    "prebuilt_for",
     "read_info",
     "save_table",
 ]

@@ -15,11 +15,14 @@ from pathlib import Path
 
 from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.tables.build import BuildOptions, build_table
+from cascade_engine.tables.calibrate import calibrated_doubts
 from cascade_engine.tables.files import read_info, save_table
 from cascade_engine.tokenizer import Tokenizer
 
 BLOCK_CHARACTERS = 1 << 14
 """Text is tokenized in blocks of about this size that end with a line."""
+HELD_OUT = 100
+"""With --calibrate every so many blocks one is not counted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", required=True, type=Path, metavar="FILE")
     build.add_argument("--max-bytes", type=int, help="drop rare n-grams until the table fits")
     build.add_argument("--max-successors", type=int, default=16, help="of a context (default 16)")
+    build.add_argument(
+        "--calibrate",
+        action="store_true",
+        help=f"leave every {HELD_OUT}th block out and set the drafter's doubts by them",
+    )
     build.add_argument("--quiet", action="store_true", help="no progress, no summary")
     info = commands.add_parser("info", help="describe a table")
     info.add_argument("file", type=Path)
@@ -83,15 +91,31 @@ def _build(args: argparse.Namespace) -> int:
             if i % 16 == 0:
                 progress("tokenizing blocks", i, len(blocks))
             documents.append(tokenizer.encode(block, add_bos=False, add_eos=False))
+        held_out = documents[HELD_OUT - 1 :: HELD_OUT] if args.calibrate else []
+        if held_out:
+            del documents[HELD_OUT - 1 :: HELD_OUT]
         table = build_table(documents, tokenizer.vocab_size, options, progress)
+        doubts = calibrated_doubts(table.native(), held_out, progress) if args.calibrate else ()
         names = ", ".join(path.name for path in args.corpus)
-        save_table(args.out, table, tokenizer.fingerprint(), names)
+        command = _command(args)
+        save_table(args.out, table, tokenizer.fingerprint(), names, command, doubts)
     finally:
         progress.close()
     if not args.quiet:
         _info(args.out)
         print(f"built in {time.monotonic() - started:.1f} s")
     return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type to build the same table; paths by their last part."""
+    parts = ["python -m cascade_engine.tables build --corpus"]
+    parts += [path.name for path in args.corpus]
+    parts += ["--tokenizer", args.tokenizer.name, "--order", str(args.order)]
+    if args.max_bytes is not None:
+        parts += ["--max-bytes", str(args.max_bytes)]
+    parts += ["--max-successors", str(args.max_successors), "--out", args.out.name]
+    return " ".join(parts + ["--calibrate"] * args.calibrate)
 
 
 def _blocks(path: Path) -> Iterator[str]:
@@ -118,6 +142,10 @@ def _info(path: Path) -> int:
     print(f"tokenizer: {info.vocab_size} pieces, fingerprint {info.fingerprint}")
     if info.corpus:
         print(f"corpus: {info.corpus}")
+    if info.command:
+        print(f"command: {info.command}")
+    if info.doubts:
+        print(f"doubts: {' '.join(f'{doubt:g}' for doubt in info.doubts)}")
     print("order   contexts  successors  min count")
     for n in range(info.order):
         print(f"{n + 1:5}  {info.contexts[n]:9}  {info.successors[n]:10}  {info.min_counts[n]:9}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cascade_engine.errors import RequestError
+from cascade_engine.ops import NgramTable
 
 MAX_ORDER = 8
 COUNT_STEPS = 8
@@ -51,6 +52,11 @@ class BuiltTable(NamedTuple):
     block_shift: int
     min_counts: tuple[int, ...]
     tokens: int
+
+    def native(self) -> NgramTable:
+        """The table for lookups; keeps the arrays alive."""
+        arrays = {name: memoryview(array.numpy()) for name, array in self.arrays.items()}
+        return NgramTable(len(self.min_counts), self.vocab_size, self.block_shift, arrays)
 
 
 class _Order(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -34,7 +34,9 @@ class HasFingerprint(Protocol):
 
 class TableInfo(NamedTuple):
     """What a table file says of itself. `fingerprint` is its tokenizer's; `tokens` were counted;
-    contexts and successors have one number for each order."""
+    contexts and successors have one number for each order. `command` built it; `doubts` are those
+    of the statistical drafter, float[2][2][order] (trees and chains; several successors seen or
+    one), empty for the built-in ones."""
 
     order: int
     vocab_size: int
@@ -43,13 +45,20 @@ class TableInfo(NamedTuple):
     tokens: int
     min_counts: tuple[int, ...]
     corpus: str
+    command: str
+    doubts: tuple[float, ...]
     contexts: tuple[int, ...]
     successors: tuple[int, ...]
     nbytes: int
 
 
 def save_table(
-    path: str | PathLike[str], table: BuiltTable, fingerprint: str, corpus: str = ""
+    path: str | PathLike[str],
+    table: BuiltTable,
+    fingerprint: str,
+    corpus: str = "",
+    command: str = "",
+    doubts: Sequence[float] = (),
 ) -> None:
     """Writes a table; the file appears complete or not at all. Raises OSError."""
     path = Path(path)
@@ -63,6 +72,8 @@ def save_table(
         "tokens": str(table.tokens),
         "min_counts": ",".join(map(str, table.min_counts)),
         "corpus": corpus,
+        "command": command,
+        "doubts": ",".join(f"{doubt:.4g}" for doubt in doubts),
     }
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -103,7 +114,7 @@ def load_table(
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     arrays = {e.name: view[e.offset : e.offset + e.nbytes] for e in entries.values()}
     try:
-        return NgramTable(info.order, info.vocab_size, info.block_shift, arrays)
+        return NgramTable(info.order, info.vocab_size, info.block_shift, arrays, info.doubts)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -140,6 +151,8 @@ def _info(path: Path, entries: Mapping[str, TensorEntry]) -> TableInfo:
         _number(path, metadata, "tokens", 0, 2**62),
         tuple(map(int, least.split(","))),
         metadata.get("corpus", ""),
+        metadata.get("command", ""),
+        _doubts(path, metadata.get("doubts", ""), order),
         tuple(sizes[f"order{n}.total"] for n in range(1, order + 1)),
         tuple(sizes[f"order{n}.count"] for n in range(1, order + 1)),
         sum(entry.nbytes for entry in entries.values()),
@@ -151,6 +164,16 @@ def _number(path: Path, metadata: Mapping[str, str], key: str, low: int, high: i
     if not re.fullmatch(r"\d{1,19}", text) or not low <= int(text) <= high:
         raise CheckpointError(f"{path}: {key}: expected a number in {low}..{high}, found {text!r}")
     return int(text)
+
+
+def _doubts(path: Path, text: str, order: int) -> tuple[float, ...]:
+    numbers = text.split(",") if text else []
+    wrong = len(numbers) not in (0, 4 * order)
+    if wrong or not all(re.fullmatch(r"\d{1,9}(\.\d{1,9})?", number) for number in numbers):
+        raise CheckpointError(
+            f"{path}: doubts: expected {4 * order} numbers or none, found {text[:80]!r}"
+        )
+    return tuple(map(float, numbers))
 
 
 def _check_arrays(path: Path, entries: Mapping[str, TensorEntry], order: int, vocab: int) -> None:

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/tables.h"
 #include "ce/check.h"
 #include "ce/max_gram.h"
-#include "ce/ngram.h"
 #include "ce/parallel.h"
 
 namespace py = pybind11;
@@ -16,12 +16,6 @@ namespace {
 
 using Address = std::uintptr_t;
 using Ints = std::vector<int64_t>;
-
-// A table and the buffers (of a mapped file) that it borrows.
-struct MappedTable {
-  std::vector<py::buffer_info> buffers;
-  std::unique_ptr<NgramTable> table;
-};
 
 template <typename T>
 const T* array_of(MappedTable& owner, const py::dict& arrays, const std::string& name,
@@ -39,7 +33,7 @@ const T* array_of(MappedTable& owner, const py::dict& arrays, const std::string&
 }
 
 std::unique_ptr<MappedTable> map_table(int order, int64_t vocab, int block_shift,
-                                       const py::dict& arrays) {
+                                       const py::dict& arrays, std::vector<float> doubts) {
   CE_CHECK(order >= 1 && order <= kMaxOrder, "order must be in 1..", kMaxOrder, ", got ", order);
   auto owner = std::make_unique<MappedTable>();
   const int64_t token_bytes = vocab > 65536 ? 4 : 2;
@@ -61,6 +55,11 @@ std::unique_ptr<MappedTable> map_table(int order, int64_t vocab, int block_shift
         array_of<char>(*owner, arrays, prefix + "successor", token_bytes, &o.successor.size);
     o.count = array_of<uint8_t>(*owner, arrays, prefix + "count", 1, &o.count_size);
   }
+  CE_CHECK(doubts.empty() || doubts.size() == static_cast<size_t>(4 * order), "doubts must have ",
+           4 * order, " numbers for order ", order, ", got ", doubts.size());
+  for (size_t i = 0; i < doubts.size(); ++i)
+    CE_CHECK(doubts[i] > 0.0f && doubts[i] < 1e30f, "doubts[", i, "] must be > 0, got ", doubts[i]);
+  owner->doubts = std::move(doubts);
   owner->table = std::make_unique<NgramTable>(order, vocab, block_shift, orders);
   return owner;
 }
@@ -128,9 +127,12 @@ void bind_drafting(py::module_& m) {
   py::class_<MappedTable>(m, "NgramTable",
                           "An n-gram table over the arrays of a table file; keeps them alive.")
       .def(py::init(&map_table), py::arg("order"), py::arg("vocab_size"), py::arg("block_shift"),
-           py::arg("arrays"),
+           py::arg("arrays"), py::arg("doubts") = std::vector<float>(),
            "arrays: name -> buffer, as csrc/include/ce/ngram.h describes and "
-           "cascade_engine.tables writes. Everything is checked; ValueError says what is wrong.")
+           "cascade_engine.tables writes. doubts: float[2][2][order] for the statistical drafter "
+           "(trees and chains; several successors or one), none: the built-in ones. Everything is "
+           "checked; ValueError says what is wrong.")
+      .def_readonly("doubts", &MappedTable::doubts)
       .def_property_readonly("order", [](const MappedTable& t) { return t.table->order(); })
       .def_property_readonly("vocab_size", [](const MappedTable& t) { return t.table->vocab(); })
       .def(

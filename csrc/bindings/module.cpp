@@ -43,4 +43,5 @@ PYBIND11_MODULE(_C, m) {
   bind_program(m);
   bind_sampling(m);
   bind_drafting(m);
+  bind_drafter(m);
 }

@@ -1,0 +1,21 @@
+// Tables as Python holds them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <vector>
+
+#include "ce/ngram.h"
+
+namespace ce {
+
+// A table, the buffers (of a mapped file) that it borrows, and its doubts: [trees, chains][several
+// successors seen, one][order - 1], or none.
+struct MappedTable {
+  std::vector<pybind11::buffer_info> buffers;
+  std::unique_ptr<NgramTable> table;
+  std::vector<float> doubts;
+};
+
+}  // namespace ce
