@@ -1,6 +1,6 @@
 """Tokens per target call of drafters without a network, on recorded answers: no model needed.
 
-    python -m bench.replay --transcripts FILE --tokenizer DIR --drafter tree:32 --drafter chain:10 \\
+    python -m bench.replay --transcripts FILE --tokenizer DIR --drafter tree:32 chain:10 \\
         [--table FILE|none] [--warm] [--json FILE]
 
 With greedy decoding the target's answer is known beforehand, so each call is replayed: the drafter
@@ -94,22 +94,22 @@ def replay(turns: Sequence[Turn], drafter: Drafter) -> Tally:
     """Replays all turns; the last token of an answer is never drafted for (it ends the request)."""
     tally = Tally()
     for turn in turns:
-        begin = time.perf_counter()
+        begin = time.thread_time()
         drafter.begin(turn.prompt)
-        tally.seconds += time.perf_counter() - begin
+        tally.seconds += time.thread_time() - begin
         done, calls = 0, 0
         while done < len(turn.output):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             tokens, parents = drafter.propose()
-            tally.seconds += time.perf_counter() - begin
+            tally.seconds += time.thread_time() - begin
             accepted = agreeing(tokens, parents, turn.output[done:-1])
             step = turn.output[done : done + accepted + 1]
             done += len(step)
             calls += 1
             tally.drafted += len(tokens)
-            begin = time.perf_counter()
+            begin = time.thread_time()
             drafter.extend(step)
-            tally.seconds += time.perf_counter() - begin
+            tally.seconds += time.thread_time() - begin
         drafter.finish()
         tally.add(turn.category, len(turn.output), calls)
     return tally

@@ -65,7 +65,9 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--draft", metavar="DIR", action="append", default=[], help="repeatable, large to small"
     )
-    group.add_argument("--table", metavar="FILE", help="n-gram table, or none; default: the prebuilt one")
+    group.add_argument(
+        "--table", metavar="FILE", help="n-gram table, or none; default: the prebuilt one"
+    )
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8")
     group.add_argument("--threads", type=int, help="default: CASCADE_THREADS or all cores")
     group.add_argument("--max-context", type=int, metavar="N", help="default: the target's own")

@@ -5,7 +5,7 @@
 
 from cascade_engine.tables.build import BuildOptions, build_table
 from cascade_engine.tables.files import TableInfo, load_table, read_info, save_table
-from cascade_engine.tables.prebuilt import prebuilt_for
+from cascade_engine.tables.shipped import prebuilt_for
 
 __all__ = [
     "BuildOptions",

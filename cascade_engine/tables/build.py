@@ -55,7 +55,7 @@ class BuiltTable(NamedTuple):
 
     def native(self) -> NgramTable:
         """The table for lookups; keeps the arrays alive."""
-        arrays = {name: memoryview(array.numpy()) for name, array in self.arrays.items()}
+        arrays = {name: array.numpy().data for name, array in self.arrays.items()}
         return NgramTable(len(self.min_counts), self.vocab_size, self.block_shift, arrays)
 
 

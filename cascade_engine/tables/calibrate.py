@@ -32,10 +32,10 @@ def calibrated_doubts(
 ) -> tuple[float, ...]:
     """float[2][2][order] for the file. The documents must not have been counted into the table.
     Raises RequestError where they are too short to say anything."""
-    documents = [list(d[:MOST_TOKENS]) for d in documents if len(d) >= 2 * PROMPT_SHARE]
-    if not documents:
+    replayed = [list(d[:MOST_TOKENS]) for d in documents if len(d) >= 2 * PROMPT_SHARE]
+    if not replayed:
         raise RequestError("calibration needs held-out documents of at least 8 tokens")
-    replay = _Replay(table, documents)
+    replay = _Replay(table, replayed)
     doubts = list(replay.drafter.doubts)
     cells = [
         (kind, one, order) for kind in (0, 1) for one in (0, 1) for order in range(table.order)

@@ -57,7 +57,7 @@ def test_statistical_drafters_learn_only_when_warm() -> None:
 
 def test_options_and_errors() -> None:
     assert len(make_drafter("tree:3,depth=1,least=0.5", None, 8).propose()[0]) == 0
-    with pytest.raises(ValueError, match="drafter must be one of prompt-lookup, .* got 'bush'"):
+    with pytest.raises(ValueError, match=r"drafter must be one of prompt-lookup, .* got 'bush'"):
         make_drafter("bush:3", None, 8)
     with pytest.raises(ValueError, match="max-gram has no option 'depth'"):
         make_drafter("max-gram,depth=3", None, 8)
@@ -71,7 +71,9 @@ def test_formats(tmp_path: Path) -> None:
     path.write_text(json.dumps(row) + "\n")
     first, second = read_turns(path, tokenizer)
     assert tokenizer.decode(first.prompt).endswith("questions. USER: Hi ASSISTANT:")
-    assert tokenizer.decode(second.prompt).endswith("USER: Hi ASSISTANT: Yes</s> USER: So? ASSISTANT:")
+    assert tokenizer.decode(second.prompt).endswith(
+        "USER: Hi ASSISTANT: Yes</s> USER: So? ASSISTANT:"
+    )
     assert tokenizer.decode(second.output).strip() == "No"
     assert (first.prompt[0], first.output[-1]) == (1, 2)
     llama = read_turns(path, tokenizer, "llama2")[1]
