@@ -11,7 +11,7 @@ from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, TokenRows, Ver
 from cascade_engine.models import llama
 from cascade_engine.ops import CpuBackend
 
-PREFILL_TOKENS = 512
+PREFILL_TOKENS = 256
 """Tokens of one prefill pass; any split gives the same bits."""
 
 
