@@ -67,12 +67,27 @@ void bind_program(py::module_& m) {
             p.bind_block_tables(pointer<int32_t>(tables), stride, pages);
           },
           py::arg("tables"), py::arg("stride"), py::arg("pages"))
-      .def("run", &Program::run, py::arg("rows"), py::arg("starts"), py::arg("counts"),
-           py::arg("logits"), py::arg("left_padded") = false,
+      .def(
+          "run",
+          [](Program& p, const std::vector<int>& rows, const std::vector<int>& starts,
+             const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded,
+             std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> trees) {
+            std::vector<DraftTree> drafts;
+            for (auto& [tokens, parents] : trees)
+              drafts.push_back({std::move(tokens), std::move(parents)});
+            p.run(rows, starts, counts, logits, left_padded, drafts);
+          },
+          py::arg("rows"), py::arg("starts"), py::arg("counts"), py::arg("logits"),
+          py::arg("left_padded") = false,
+          py::arg("trees") = std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>>(),
+          py::call_guard<py::gil_scoped_release>(),
+          "One pass: rows[i] feeds slots starts[i]..starts[i]+counts[i]-1 and wants logits for the "
+          "last logits[i] of them. trees: none, or (tokens, parents) for each row, whose nodes "
+          "take "
+          "the last slots; parent -1 is the token before the tree.")
+      .def("commit", &Program::commit, py::arg("row"), py::arg("base"), py::arg("path"),
            py::call_guard<py::gil_scoped_release>(),
-           "One pass: rows[i] feeds positions starts[i]..starts[i]+counts[i]-1 and wants logits "
-           "for the last "
-           "logits[i] of them.")
+           "Moves keys and values from slots base + path[i] to base + i in all layers.")
       .def(
           "data", [](Program& p, int id) { return reinterpret_cast<Address>(p.data_f32(id)); },
           py::arg("buffer"), "Address of a buffer, valid until the next run.")

@@ -30,32 +30,51 @@ void check_samplers(const Samplers& samplers) {
     CE_CHECK(samplers[i] != nullptr, "samplers[", i, "] is None");
 }
 
-std::vector<std::pair<int32_t, int32_t>> accept_rows(
-    CpuContext& c, Address logits, int64_t logits_stride, int64_t vocab, Address tokens,
-    int64_t token_stride, Address probs, const Ints& rows, const Ints& frontiers,
-    const Ints& lengths, const Samplers& samplers, float lenience,
-    const std::vector<Address>& allowed, int64_t logit_rows) {
+// Tokens, parents, probabilities of a row's drafts.
+using Tree = std::tuple<std::vector<int32_t>, std::vector<int32_t>, std::vector<float>>;
+
+ReviewTree review_tree(const Tree& tree, int64_t nodes, size_t i) {
+  const auto& [tokens, parents, probs] = tree;
+  if (tokens.empty()) return {};
+  CE_CHECK(static_cast<int64_t>(tokens.size()) == nodes && parents.size() == tokens.size() &&
+               (probs.empty() || probs.size() == tokens.size()),
+           "trees[", i, "] has ", tokens.size(), " tokens, ", parents.size(), " parents and ",
+           probs.size(), " probs for length - frontier = ", nodes, " nodes");
+  return {tokens.data(), parents.data(), probs.empty() ? nullptr : probs.data()};
+}
+
+using Verdict = std::tuple<int32_t, int32_t, std::vector<int32_t>>;
+
+std::vector<Verdict> accept_rows(CpuContext& c, Address logits, int64_t logits_stride,
+                                 int64_t vocab, Address tokens, int64_t token_stride, Address probs,
+                                 const Ints& rows, const Ints& frontiers, const Ints& lengths,
+                                 const Samplers& samplers, float lenience,
+                                 const std::vector<Address>& allowed, int64_t logit_rows,
+                                 const std::vector<Tree>& trees) {
   check_lengths(rows.size(), {{"frontiers", frontiers.size()},
                               {"lengths", lengths.size()},
+                              {"trees", trees.empty() ? rows.size() : trees.size()},
                               {"samplers", samplers.size()},
                               {"allowed", allowed.empty() ? rows.size() : allowed.size()}});
   check_samplers(samplers);
   std::vector<ReviewRow> reviews(rows.size());
   for (size_t i = 0; i < rows.size(); ++i)
-    reviews[i] = {rows[i],
-                  frontiers[i],
-                  lengths[i],
-                  samplers[i].get(),
-                  allowed.empty() ? nullptr : pointer<uint32_t>(allowed[i]),
-                  0};
+    reviews[i] = {
+        rows[i],
+        frontiers[i],
+        lengths[i],
+        samplers[i].get(),
+        allowed.empty() ? nullptr : pointer<uint32_t>(allowed[i]),
+        trees.empty() ? ReviewTree{} : review_tree(trees[i], lengths[i] - frontiers[i], i),
+        0};
   std::vector<Accepted> accepted(rows.size());
   const ReviewArgs args{
       pointer<float>(logits), logits_stride,         logit_rows, vocab, pointer<int32_t>(tokens),
       token_stride,           pointer<float>(probs), lenience};
   accept(args, reviews.data(), static_cast<int64_t>(reviews.size()), c.kernels, c.pool,
          accepted.data());
-  std::vector<std::pair<int32_t, int32_t>> out;
-  for (const Accepted& a : accepted) out.emplace_back(a.num_accepted, a.token);
+  std::vector<Verdict> out;
+  for (Accepted& a : accepted) out.emplace_back(a.num_accepted, a.token, std::move(a.path));
   return out;
 }
 
@@ -117,43 +136,109 @@ std::vector<std::pair<int32_t, float>> sample_rows(CpuContext& c, Address logits
 
 using Logprobs = std::pair<float, std::vector<std::pair<int32_t, float>>>;
 
+// Positions starts[i]..starts[i]+counts[i]-1 of rows[i], which a review has judged; the logit rows
+// are first_logit_rows[i].. in order, or with paths first_logit_rows[i] + paths[i][j].
+struct Judged {
+  SampleArgs args;
+  const Ints &rows, &first_logit_rows, &starts, &counts;
+  const Samplers& samplers;
+  const std::vector<Address>& allowed;
+  const std::vector<Ints>& paths;
+
+  void check() const {
+    check_lengths(rows.size(), {{"first_logit_rows", first_logit_rows.size()},
+                                {"starts", starts.size()},
+                                {"counts", counts.size()},
+                                {"samplers", samplers.size()},
+                                {"allowed", allowed.empty() ? rows.size() : allowed.size()},
+                                {"paths", paths.empty() ? rows.size() : paths.size()}});
+    check_samplers(samplers);
+    Ints ends(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      CE_CHECK(starts[i] >= 0 && counts[i] >= 0 && first_logit_rows[i] >= 0,
+               "starts, counts and first_logit_rows of entry ", i, " must be >= 0, got ", starts[i],
+               ", ", counts[i], ", ", first_logit_rows[i]);
+      CE_CHECK(paths.empty() || static_cast<int64_t>(paths[i].size()) == counts[i], "paths[", i,
+               "] has ", paths.empty() ? 0 : paths[i].size(), " entries for ", counts[i],
+               " positions");
+      ends[i] = starts[i] + counts[i];
+    }
+    check_sample(args, rows, ends);
+  }
+  PositionInput input(size_t i, int64_t j) const {
+    const int64_t offset = paths.empty() ? j : paths[i][static_cast<size_t>(j)];
+    const int64_t mask_words = (args.vocab + 31) / 32;
+    const auto* mask = allowed.empty() || allowed[i] == 0
+                           ? nullptr
+                           : pointer<uint32_t>(allowed[i]) + offset * mask_words;
+    return position_input(args, first_logit_rows[i] + offset, rows[i], starts[i] + j, mask, j == 0);
+  }
+};
+
 std::vector<std::vector<Logprobs>> logprobs_of_rows(
     CpuContext& c, Address logits, int64_t logits_stride, int64_t vocab, Address tokens,
     int64_t token_stride, const Ints& rows, const Ints& first_logit_rows, const Ints& starts,
     const Ints& counts, const Samplers& samplers, const Ints& top,
-    const std::vector<bool>& processed, const std::vector<Address>& allowed) {
-  check_lengths(rows.size(), {{"first_logit_rows", first_logit_rows.size()},
-                              {"starts", starts.size()},
-                              {"counts", counts.size()},
-                              {"samplers", samplers.size()},
-                              {"top", top.size()},
-                              {"processed", processed.size()},
-                              {"allowed", allowed.empty() ? rows.size() : allowed.size()}});
-  check_samplers(samplers);
-  const SampleArgs args{pointer<float>(logits), logits_stride, vocab, pointer<int32_t>(tokens),
-                        token_stride};
-  Ints ends(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    CE_CHECK(starts[i] >= 0 && counts[i] >= 0 && first_logit_rows[i] >= 0 && top[i] >= 0,
-             "starts, counts, first_logit_rows and top of entry ", i, " must be >= 0, got ",
-             starts[i], ", ", counts[i], ", ", first_logit_rows[i], ", ", top[i]);
-    ends[i] = starts[i] + counts[i];
-  }
-  check_sample(args, rows, ends);
-  const int64_t mask_words = (vocab + 31) / 32;
+    const std::vector<bool>& processed, const std::vector<Address>& allowed,
+    const std::vector<Ints>& paths) {
+  check_lengths(rows.size(), {{"top", top.size()}, {"processed", processed.size()}});
+  for (size_t i = 0; i < top.size(); ++i)
+    CE_CHECK(top[i] >= 0, "top[", i, "] must be >= 0, got ", top[i]);
+  const Judged judged{
+      {pointer<float>(logits), logits_stride, vocab, pointer<int32_t>(tokens), token_stride},
+      rows,
+      first_logit_rows,
+      starts,
+      counts,
+      samplers,
+      allowed,
+      paths};
+  judged.check();
   std::vector<std::vector<Logprobs>> out(rows.size());
   for_each_item(c.pool, static_cast<int64_t>(rows.size()), [&](int64_t i) {
     const size_t r = static_cast<size_t>(i);
     for (int64_t j = 0; j < counts[r]; ++j) {
-      const auto* mask = allowed.empty() || allowed[r] == 0
-                             ? nullptr
-                             : pointer<uint32_t>(allowed[r]) + j * mask_words;
-      const PositionInput input =
-          position_input(args, first_logit_rows[r] + j, rows[r], starts[r] + j, mask, j == 0);
+      const PositionInput input = judged.input(r, j);
       TokenLogprobs found =
           token_logprobs(c.kernels, *samplers[r], input, input.tokens[input.position], top[r],
                          processed[r], sampler_scratch());
       out[r].emplace_back(found.logprob, std::move(found.top));
+    }
+  });
+  return out;
+}
+
+using Ranked = std::vector<std::pair<int32_t, float>>;
+
+std::vector<std::vector<Ranked>> siblings_of_rows(
+    CpuContext& c, Address logits, int64_t logits_stride, int64_t vocab, Address tokens,
+    int64_t token_stride, const Ints& rows, const Ints& first_logit_rows, const Ints& starts,
+    const Ints& counts, const Samplers& samplers, const Ints& siblings,
+    const std::vector<Address>& allowed, const std::vector<Ints>& paths) {
+  check_lengths(rows.size(), {{"siblings", siblings.size()}});
+  for (size_t i = 0; i < siblings.size(); ++i)
+    CE_CHECK(siblings[i] >= 0, "siblings[", i, "] must be >= 0, got ", siblings[i]);
+  const Judged judged{
+      {pointer<float>(logits), logits_stride, vocab, pointer<int32_t>(tokens), token_stride},
+      rows,
+      first_logit_rows,
+      starts,
+      counts,
+      samplers,
+      allowed,
+      paths};
+  judged.check();
+  std::vector<std::vector<Ranked>> out(rows.size());
+  for_each_item(c.pool, static_cast<int64_t>(rows.size()), [&](int64_t i) {
+    const size_t r = static_cast<size_t>(i);
+    for (int64_t j = 0; j < counts[r]; ++j) {
+      const PositionInput input = judged.input(r, j);
+      Decision decision(c.kernels, *samplers[r], input, sampler_scratch());
+      Ranked ranked;
+      for (const int32_t id : decision.ranked(siblings[r] + 1))
+        if (id != input.tokens[input.position] && static_cast<int64_t>(ranked.size()) < siblings[r])
+          ranked.emplace_back(id, decision.prob_of(id));
+      out[r].push_back(std::move(ranked));
     }
   });
   return out;
@@ -247,25 +332,38 @@ void bind_sampler(py::module_& m) {
         py::arg("logits_stride"), py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"),
         py::arg("rows"), py::arg("first_logit_rows"), py::arg("starts"), py::arg("counts"),
         py::arg("samplers"), py::arg("top"), py::arg("processed"),
-        py::arg("allowed") = std::vector<Address>(), py::call_guard<py::gil_scoped_release>(),
+        py::arg("allowed") = std::vector<Address>(), py::arg("paths") = std::vector<Ints>(),
+        py::call_guard<py::gil_scoped_release>(),
         "For each row, for each token at positions starts..starts + counts - 1 (predicted by logit "
-        "rows first_logit_rows..): (logprob, [(id, logprob) of the `top` most probable]). "
+        "rows first_logit_rows.., or with paths first_logit_rows[i] + paths[i][j]): (logprob, "
+        "[(id, logprob) of the `top` most probable]). "
         "`processed` false: of the soft-max of the raw logits; true: of the distribution that was "
         "sampled from, where tokens filtered out have -inf and are not listed. Call it after "
         "`accept` with the same logits for the tokens emitted.");
+  m.def("siblings", &siblings_of_rows, py::arg("context"), py::arg("logits"),
+        py::arg("logits_stride"), py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"),
+        py::arg("rows"), py::arg("first_logit_rows"), py::arg("starts"), py::arg("counts"),
+        py::arg("samplers"), py::arg("siblings"), py::arg("allowed") = std::vector<Address>(),
+        py::arg("paths") = std::vector<Ints>(), py::call_guard<py::gil_scoped_release>(),
+        "For each row, for each position as in `logprobs`: up to siblings[i] pairs (token, "
+        "probability) that the sampler would have chosen next after the token that stands there: "
+        "by logits / temperature + noise, or by logits at temperature 0.");
   m.def("accept", &accept_rows, py::arg("context"), py::arg("logits"), py::arg("logits_stride"),
         py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("probs"),
         py::arg("rows"), py::arg("frontiers"), py::arg("lengths"), py::arg("samplers"),
         py::arg("lenience") = 1.0f, py::arg("allowed") = std::vector<Address>(),
-        py::arg("logit_rows") = -1, py::call_guard<py::gil_scoped_release>(),
+        py::arg("logit_rows") = -1, py::arg("trees") = std::vector<Tree>(),
+        py::call_guard<py::gil_scoped_release>(),
         "Reviews drafted tokens at positions frontiers[i]..lengths[i] - 1 of rows[i]; its "
         "length - frontier + 1 logit rows follow those of the row before. Returns (num_accepted, "
-        "own token) for each row and writes the own token at frontier + num_accepted. probs: "
+        "own token, path) for each row and writes the own token at frontier + num_accepted. probs: "
         "float32 like tokens, the drafting level's probabilities (1 for statistics), updated with "
         "this level's; 0 where lenience is 1 and nobody needs them. `allowed`: addresses of uint32 "
         "masks [logit rows of the row, ceil(vocab / 32)], 0 for none. logit_rows: how many there "
-        "are, "
-        "checked against what the rows need; -1: not checked.");
+        "are, checked against what the rows need; -1: not checked. trees: none, or (tokens, "
+        "parents, probs) for each row, of length - frontier nodes (probs may be empty at lenience "
+        "1); logit row 1 + j follows node j, accepted nodes are written into the row, and path "
+        "names them. Without nodes the row's own tokens are reviewed.");
 }
 
 }  // namespace

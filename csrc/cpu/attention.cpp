@@ -59,7 +59,13 @@ struct Work {
   int kv_head;
   float* partials;  // of the segment: [count][heads][slots]
 
-  int64_t position(int64_t query) const { return segment.start + query / plan.group; }
+  // The node that a query is for; negative: a token before the tree.
+  int64_t node(int64_t query) const { return query / plan.group - (segment.count - segment.nodes); }
+  int64_t position(int64_t query) const {
+    const int64_t n = node(query);
+    return n < 0 ? segment.base() + n
+                 : segment.base() + __builtin_popcountll(segment.ancestors[n]) - 1;
+  }
   int64_t head(int64_t query) const { return kv_head * plan.group + query % plan.group; }
   const float* query(int64_t i) const {
     const AttentionArgs& args = plan.args;
@@ -103,7 +109,7 @@ static inline Pages<T> list_pages(const Work& work, const Step& step, int64_t co
     pages.list[p] = work.template page<T>(cache.keys, first + p);
     pages.list[count + p] = work.template page<T>(cache.values, first + p);
   }
-  const int64_t known = ceil_div(int64_t{work.segment.start} + work.segment.count, kPageTokens);
+  const int64_t known = ceil_div(work.segment.base(), kPageTokens);
   for (int64_t p = 0; p < kTileVectors; ++p) {
     const int64_t next = first + kChunkPages + p;
     pages.list[2 * count + p] = step.more && next < known ? work.template page<T>(cache.keys, next)
@@ -129,13 +135,7 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
   }
   const auto pages = list_pages<T>(work, step, ceil_div(counts[Q - 1], kPageTokens));
   alignas(64) Scores scores[Q];
-  int64_t p = 0;
-  for (; p + kTileVectors <= pages.count; p += kTileVectors)
-    score_pages<Q, kTileVectors, kFetch>(queries, pages.list + p, head_dim, args.scale, scores,
-                                         p * kPageTokens);
-  for (; p < pages.count; ++p)
-    score_pages<Q, 1, kFetch>(queries, pages.list + p, head_dim, args.scale, scores,
-                              p * kPageTokens);
+  score_all_pages<Q, kFetch>(queries, pages.list, pages.count, head_dim, args.scale, scores);
   for (int q = 0; q < Q; ++q) exponentiate(scores[q], counts[q], partials[q]);
   const T* const* values = pages.list + pages.count;
   add_all_values<Q, kFetch>(values, head_dim, 0, counts[0], scores, partials);
@@ -152,11 +152,88 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step, bo
     chunk_partials<Q, false, T>(work, first, step);
 }
 
+// Scores of nodes against the slots of the tree, moved to the positions of their ancestors: a score
+// does not depend on the lane that it is computed in.
+template <int Q, typename T>
+static void score_paths(const Work& work, const int64_t* index, const float* const* queries,
+                        int64_t origin, Scores* scores, Path<T>* paths) {
+  const AttentionArgs& args = work.plan.args;
+  const int64_t base = work.segment.base(), first = base / kPageTokens;
+  const int64_t last = (base + larger(work.node(index[Q - 1]), 0)) / kPageTokens;
+  const T *keys[kTreePages], *values[kTreePages];
+  for (int64_t p = first; p <= last; ++p) {
+    keys[p - first] = work.template page<T>(args.cache.keys, p);
+    values[p - first] = work.template page<T>(args.cache.values, p);
+  }
+  alignas(64) Scores slots[Q];
+  score_all_pages<Q, false>(queries, keys, last - first + 1, args.cache.head_dim, args.scale,
+                            slots);
+  for (int q = 0; q < Q; ++q) {
+    const int64_t node = work.node(index[q]);
+    uint64_t left = node < 0 ? 0 : work.segment.ancestors[node];
+    int64_t lane = base - origin;
+    for (; left != 0 && lane < kAttentionChunk; left &= left - 1, ++lane) {
+      if (lane < 0) continue;
+      const int64_t slot = base % kPageTokens + __builtin_ctzll(left);
+      scores[q][lane] = slots[q][slot];
+      paths[q].rows[paths[q].count++] =
+          values[slot / kPageTokens] + slot % kPageTokens * args.cache.head_dim;
+    }
+  }
+}
+
+// Partials of nodes of a tree over one chunk, which each of them reaches. They share the positions
+// before the tree's base; each finds the rest in the slots of its ancestors.
+template <int Q, typename T>
+static void tree_partials(const Work& work, const int64_t* index, const Step& step) {
+  const AttentionArgs& args = work.plan.args;
+  const int head_dim = args.cache.head_dim;
+  const int64_t origin = step.chunk * kAttentionChunk;
+  const int64_t shared = larger(0, smaller(work.segment.base() - origin, kAttentionChunk));
+  const float* queries[Q];
+  float* partials[Q];
+  for (int q = 0; q < Q; ++q) {
+    queries[q] = work.query(index[q]);
+    partials[q] = work.partial(index[q], step.slot);
+  }
+  alignas(64) Scores scores[Q];
+  Pages<T> pages;
+  pages.count = 0;
+  if (shared > 0) pages = list_pages<T>(work, step, ceil_div(shared, kPageTokens));
+  score_all_pages<Q, true>(queries, pages.list, pages.count, head_dim, args.scale, scores);
+  Path<T> paths[Q];
+  for (int q = 0; q < Q; ++q) paths[q].count = 0;
+  if (shared < kAttentionChunk) score_paths<Q, T>(work, index, queries, origin, scores, paths);
+  for (int q = 0; q < Q; ++q) exponentiate(scores[q], shared + paths[q].count, partials[q]);
+  add_all_values<Q, true>(pages.list + pages.count, head_dim, 0, shared, scores, partials);
+  for (int q = 0; q < Q; ++q) add_path_values(paths[q], head_dim, scores[q] + shared, partials[q]);
+}
+
+// Partials of queries begin..end-1, the root of a tree and its nodes, over one chunk.
+template <typename T>
+static void chunk_of_tree(const Work& work, int64_t begin, int64_t end, const Step& step) {
+  int64_t index[kTileQueries];
+  int held = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    if (work.position(i) >= step.chunk * kAttentionChunk) index[held++] = i;
+    if (held == kTileQueries) {
+      tree_partials<kTileQueries, T>(work, index, step);
+      held = 0;
+    }
+  }
+  for (int i = 0; i < held; ++i) tree_partials<1, T>(work, index + i, step);
+}
+
 // Partials of queries begin..end-1 over one chunk, for those that reach it.
 template <typename T>
 static void chunk_of_queries(const Work& work, int64_t begin, int64_t end, const Step& step) {
-  const int64_t reach = step.chunk * kAttentionChunk - work.segment.start;
-  begin = larger(begin, reach * work.plan.group);
+  const Segment& s = work.segment;
+  const int64_t tree = s.nodes == 0 ? end : larger(s.count - s.nodes - 1, 0) * work.plan.group;
+  if (end > tree) {
+    chunk_of_tree<T>(work, larger(begin, tree), end, step);
+    end = tree;
+  }
+  begin = larger(begin, (step.chunk * kAttentionChunk - s.start) * work.plan.group);
   bool fetch = true;
   for (int64_t taken; begin < end; begin += taken, fetch = false) {
     taken = end - begin >= kTileQueries ? kTileQueries : end - begin >= 2 ? 2 : 1;
@@ -192,7 +269,8 @@ static void merge_and_write(const Work& work, int64_t query) {
 // All chunks of one group of queries.
 template <typename T>
 static void all_chunks(const Work& work, int64_t begin, int64_t end) {
-  const int64_t chunks = work.position(end - 1) / kAttentionChunk + 1;
+  const int64_t slot = work.segment.start + (end - 1) / work.plan.group;  // none is further on
+  const int64_t chunks = slot / kAttentionChunk + 1;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     chunk_of_queries<T>(work, begin, end, {chunk, chunk == 0 ? 0 : 1, chunk + 1 < chunks});
     if (chunk == 0) continue;

@@ -13,6 +13,7 @@ namespace ce::CE_ISA {
 namespace {
 
 constexpr int kChunkPages = kAttentionChunk / kPageTokens;
+constexpr int kTreePages = (kMaxTreeNodes + kPageTokens - 2) / kPageTokens + 1;  // at most, touched
 
 #if defined(__AVX512F__)
 constexpr int kTileQueries = 4;  // queries that share a load
@@ -83,6 +84,18 @@ static inline void score_pages(const float* const* queries, const T* const* page
       store(scores[q] + offset + p * kPageTokens, sum[q][p] * set1(scale));
 }
 
+// score_pages over `count` pages from the chunk's first position on.
+template <int Q, bool kFetch, typename T>
+static inline void score_all_pages(const float* const* queries, const T* const* pages,
+                                   int64_t count, int head_dim, float scale, Scores* scores) {
+  int64_t p = 0;
+  for (; p + kTileVectors <= count; p += kTileVectors)
+    score_pages<Q, kTileVectors, kFetch>(queries, pages + p, head_dim, scale, scores,
+                                         p * kPageTokens);
+  for (; p < count; ++p)
+    score_pages<Q, 1, kFetch>(queries, pages + p, head_dim, scale, scores, p * kPageTokens);
+}
+
 // Turns scores of positions 0..count-1 of a chunk into softmax numerators; the rest of the last
 // page, which may hold anything, becomes zeros.
 static inline void exponentiate(float* scores, int64_t count, float* partial) {
@@ -146,6 +159,42 @@ static inline void add_all_values(const T* const* pages, int head_dim, int64_t b
   for (; d < head_dim; d += 16)
     add_values<Q, 1, kFetch>(pages, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)), begin,
                              end, weights, partials);
+}
+
+// The values of a node's ancestors and its own within one chunk, in order of position.
+template <typename T>
+struct Path {
+  int64_t count;
+  const T* rows[kMaxTreeNodes];
+};
+
+// Adds weights x values of a path to one output, V vectors from dimension d on.
+template <int V, typename T>
+static inline void add_path(const Path<T>& path, int d, int lanes, const float* weights,
+                            float* output) {
+  f32x16 sum[V];
+  for (int v = 0; v < V; ++v) sum[v] = load(output + d + 16 * v);
+  for (int64_t i = 0; i < path.count; ++i) {
+    const f32x16 weight = set1(weights[i]);
+    const T* row = path.rows[i] + d;
+    for (int v = 0; v < V; ++v)
+      sum[v] =
+          fma(weight, V > 1 || lanes == 16 ? load_any(row + 16 * v) : load_any_part(row, lanes),
+              sum[v]);
+  }
+  for (int v = 0; v < V; ++v) store(output + d + 16 * v, sum[v]);
+}
+
+// add_path over all dimensions: goes on where add_all_values ended.
+template <typename T>
+static inline void add_path_values(const Path<T>& path, int head_dim, const float* weights,
+                                   float* partial) {
+  float* output = partial + kPartialHead;
+  int d = 0;
+  for (; d + 16 * kTileVectors <= head_dim; d += 16 * kTileVectors)
+    add_path<kTileVectors>(path, d, 16, weights, output);
+  for (; d < head_dim; d += 16)
+    add_path<1>(path, d, static_cast<int>(smaller(head_dim - d, 16)), weights, output);
 }
 
 // Merges the partial of a later chunk into the one of all earlier chunks.

@@ -1,6 +1,7 @@
 #include "ce/program.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -120,6 +121,7 @@ void Program::rope_store(int qkv, int heads, const CacheLayer& cache) {
   const bool rotary = rope_dim_ != 0;
   CE_CHECK(!rotary || rope_dim_ == cache.head_dim, "rope_store: the cache's head_dim ",
            cache.head_dim, " is not that of rope_angles, ", rope_dim_);
+  layers_.push_back(cache);
   steps_.push_back([=, this] {
     kernels_.rope_store(
         {data_f32(qkv), rotary ? cos_.data() : nullptr, rotary ? sin_.data() : nullptr,
@@ -191,24 +193,41 @@ void Program::bind_block_tables(const int32_t* tables, int64_t stride, int64_t p
   pages_ = pages;
 }
 
+std::vector<uint64_t> tree_ancestors(const std::vector<int32_t>& parents) {
+  CE_CHECK(parents.size() <= kMaxTreeNodes, "a tree has at most ", kMaxTreeNodes, " nodes, got ",
+           parents.size());
+  std::vector<uint64_t> words(parents.size());
+  for (size_t j = 0; j < parents.size(); ++j) {
+    const int32_t parent = parents[j];
+    CE_CHECK(parent >= -1 && parent < static_cast<int32_t>(j), "parents[", j, "] must be in -1..",
+             static_cast<int32_t>(j) - 1, ", got ", parent);
+    words[j] = uint64_t{1} << j | (parent < 0 ? 0 : words[static_cast<size_t>(parent)]);
+  }
+  return words;
+}
+
 void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
-                  const std::vector<int>& counts, const std::vector<int>& logits,
-                  bool left_padded) {
+                  const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded,
+                  const std::vector<DraftTree>& trees) {
   const size_t sequences = rows.size();
-  CE_CHECK(starts.size() == sequences && counts.size() == sequences && logits.size() == sequences,
-           "rows, starts, counts and logits must have one entry per sequence");
+  CE_CHECK(starts.size() == sequences && counts.size() == sequences && logits.size() == sequences &&
+               (trees.empty() || trees.size() == sequences),
+           "rows, starts, counts and logits must have one entry per sequence, trees too or none");
   CE_CHECK(tokens_ != nullptr && tables_ != nullptr,
            "bind_rows and bind_block_tables come before run");
   segments_.clear();
+  ancestors_.assign(sequences, {});
   ids_.clear();
   positions_.clear();
   logit_rows_.clear();
+  const DraftTree none;
   const int width =
       left_padded && sequences > 0 ? *std::max_element(counts.begin(), counts.end()) : 0;
   for (size_t s = 0; s < sequences; ++s) {
     CE_CHECK(starts[s] >= 0 && counts[s] > 0 && logits[s] >= 0 && logits[s] <= counts[s],
              "sequence ", s, ": start ", starts[s], ", count ", counts[s], ", logits ", logits[s]);
-    add_sequence(rows[s], starts[s], counts[s], logits[s], std::max(0, width - counts[s]));
+    add_sequence(rows[s], starts[s], counts[s], logits[s], std::max(0, width - counts[s]),
+                 trees.empty() ? none : trees[s]);
   }
   token_rows_ = static_cast<int64_t>(ids_.size());
   wanted_rows_ = static_cast<int64_t>(logit_rows_.size());
@@ -222,26 +241,62 @@ void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
   for (const auto& step : steps_) step();
 }
 
-void Program::add_sequence(int row, int start, int count, int logits, int padding) {
+const int32_t* Program::checked_table(int row, int64_t end) const {
   CE_CHECK(row >= 0 && row < token_capacity_, "row ", row, " is outside 0..", token_capacity_ - 1);
-  const int64_t end = int64_t{start} + count;
-  CE_CHECK(end <= token_stride_ && end <= table_stride_ * kPageTokens, "row ", row, " ends at ",
-           end, ", past its capacity");
-  const int32_t* tokens = tokens_ + row * token_stride_;
+  CE_CHECK(end <= table_stride_ * kPageTokens, "row ", row, " ends at ", end,
+           ", past its capacity");
   const int32_t* table = tables_ + row * table_stride_;
   for (int64_t p = 0; p * kPageTokens < end; ++p)
     CE_CHECK(table[p] >= 0 && table[p] < pages_, "row ", row, ": block ", p, " names page ",
              table[p], " of ", pages_);
+  return table;
+}
+
+void Program::add_sequence(int row, int start, int count, int logits, int padding,
+                           const DraftTree& tree) {
+  const int32_t* table = checked_table(row, int64_t{start} + count);
+  const int nodes = static_cast<int>(tree.parents.size());
+  CE_CHECK(tree.tokens.size() == tree.parents.size() && nodes <= count, "row ", row, ": a tree of ",
+           tree.tokens.size(), " tokens and ", nodes, " parents in a pass of ", count);
+  std::vector<uint64_t>& ancestors = ancestors_[segments_.size()];
+  ancestors = tree_ancestors(tree.parents);
+  const int32_t* tokens = tokens_ + row * token_stride_;
   for (int i = 0; i < padding; ++i) {
     ids_.push_back(0);
     positions_.push_back(0);
   }
-  segments_.push_back({start, count, static_cast<int32_t>(ids_.size()), table, tokens});
+  segments_.push_back(
+      {start, count, static_cast<int32_t>(ids_.size()), table, nodes, ancestors.data()});
+  const int base = start + count - nodes;
+  CE_CHECK(base > 0 || nodes == 0, "row ", row, ": a tree needs a token before it");
   for (int i = 0; i < count; ++i) {
+    const int node = i - (count - nodes);
+    const int position =
+        node < 0 ? start + i : base + std::popcount(ancestors[static_cast<size_t>(node)]) - 1;
+    CE_CHECK(position < token_stride_, "row ", row, " ends at ", position + 1,
+             ", past its capacity");
     if (i >= count - logits) logit_rows_.push_back(static_cast<int32_t>(ids_.size()));
-    ids_.push_back(tokens[start + i]);
-    positions_.push_back(start + i);
+    ids_.push_back(node < 0 ? tokens[position] : tree.tokens[static_cast<size_t>(node)]);
+    positions_.push_back(position);
   }
+}
+
+void Program::commit(int row, int base, const std::vector<int>& path) {
+  if (path.empty()) return;
+  int previous = -1;
+  for (const int node : path) {
+    CE_CHECK(node > previous && node < kMaxTreeNodes, "commit: nodes must ascend within 0..",
+             kMaxTreeNodes - 1, ", got ", node, " after ", previous);
+    previous = node;
+  }
+  CE_CHECK(base >= 0, "commit: base must be >= 0, got ", base);
+  const int32_t* table = checked_table(row, int64_t{base} + previous + 1);
+  pool_.parallel_for(static_cast<int64_t>(layers_.size()), 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t layer = begin; layer < end; ++layer)
+      for (size_t i = 0; i < path.size(); ++i)
+        move_slot(layers_[static_cast<size_t>(layer)], table, base + path[i],
+                  base + static_cast<int64_t>(i));
+  });
 }
 
 float* Program::data_f32(int id) {

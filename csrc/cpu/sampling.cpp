@@ -253,21 +253,56 @@ void Decision::keep_top_p(double total) {
   list.erase(high, list.end());
 }
 
-int32_t Decision::best_kept() {
+// Leaves the candidates' ids and values / temperature + noise in scratch.ids and perturbed.
+void Decision::perturb_kept() {
   auto& s = scratch_;
   const int64_t count = static_cast<int64_t>(s.candidates.size());
   copy_values(s);
   s.ids.resize(s.values.size());
   for (size_t i = 0; i < s.ids.size(); ++i) s.ids[i] = s.candidates[i].id;
-  s.weights.resize(s.values.size());
+  resize_at_least(s.perturbed, count);
   kernels_.perturb(s.values.data(), s.ids.data(), count, sampler_.params().temperature,
-                   sampler_.noise(position_), s.weights.data());
+                   sampler_.noise(position_), s.perturbed.data());
+}
+
+int32_t Decision::best_kept() {
+  perturb_kept();
+  const auto& s = scratch_;
   size_t best = 0;
   for (size_t i = 1; i < s.ids.size(); ++i)
-    if (s.weights[i] > s.weights[best] ||
-        (s.weights[i] == s.weights[best] && s.ids[i] < s.ids[best]))
+    if (s.perturbed[i] > s.perturbed[best] ||
+        (s.perturbed[i] == s.perturbed[best] && s.ids[i] < s.ids[best]))
       best = i;
   return s.ids[best];
+}
+
+std::vector<int32_t> Decision::ranked(int64_t count) {
+  token();  // raises where there is no distribution
+  auto& s = scratch_;
+  std::vector<int32_t> out;
+  if (filtered_) {
+    perturb_kept();
+    std::vector<size_t> order(s.ids.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    const size_t wanted = std::min(order.size(), static_cast<size_t>(count));
+    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(wanted),
+                      order.end(), [&](size_t a, size_t b) {
+                        return s.perturbed[a] != s.perturbed[b] ? s.perturbed[a] > s.perturbed[b]
+                                                                : s.ids[a] < s.ids[b];
+                      });
+    for (size_t i = 0; i < wanted; ++i) out.push_back(s.ids[order[i]]);
+    return out;
+  }
+  const float* values = values_;
+  if (!sampler_.greedy()) {
+    resize_at_least(s.perturbed, vocab_);
+    kernels_.perturb(values_, nullptr, vocab_, sampler_.params().temperature,
+                     sampler_.noise(position_), s.perturbed.data());
+    values = s.perturbed.data();
+  }
+  largest(kernels_, values, vocab_, count, s);
+  for (const Candidate& c : s.candidates) out.push_back(c.id);
+  return out;
 }
 
 void Decision::check_choice(int64_t index) const {

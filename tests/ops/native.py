@@ -105,7 +105,7 @@ class Rows:
         allowed: Sequence[int] = (),
         logit_rows: int = -1,
     ) -> list[tuple[int, int]]:
-        return _C.accept(
+        verdicts = _C.accept(
             ctx,
             self.logits.data_ptr(),
             self.logits.stride(0),
@@ -121,6 +121,7 @@ class Rows:
             list(allowed),
             logit_rows,
         )
+        return [(accepted, token) for accepted, token, _ in verdicts]
 
 
 def propose(

@@ -2,19 +2,31 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "ce/sampling.h"
 
 namespace ce {
 
+// Drafts of one row as a tree: node j is a child of node parents[j] < j, or of the row's token
+// before the frontier (-1).
+struct ReviewTree {
+  const int32_t* tokens;
+  const int32_t* parents;
+  const float* probs;  // the drafting level's probability of each node; null where nobody needs it
+};
+
 // One row under review. Tokens at positions frontier..length-1 are drafted; the level's pass left
-// length - frontier + 1 logit rows, of which row j predicts position frontier + j.
+// length - frontier + 1 logit rows, of which row j predicts position frontier + j. With a tree,
+// length - frontier is the number of its nodes, logit row 0 predicts what follows the frontier and
+// row 1 + j what follows node j.
 struct ReviewRow {
   int64_t row;
   int64_t frontier;
   int64_t length;
   const Sampler* sampler;
   const uint32_t* allowed;  // null, or one mask of ceil(vocab / 32) words for each logit row
+  ReviewTree tree;          // tokens null: the drafts are the row's own
   int64_t first_logit_row;  // set by accept()
 };
 
@@ -31,8 +43,9 @@ struct ReviewArgs {
 };
 
 struct Accepted {
-  int32_t num_accepted;  // without the level's own token
-  int32_t token;         // the level's own: correction or bonus token
+  int32_t num_accepted;       // without the level's own token
+  int32_t token;              // the level's own: correction or bonus token
+  std::vector<int32_t> path;  // of a tree: the accepted nodes, from the root on
 };
 
 // Walks each row up to the first drafted token that the level disagrees with, and writes the
@@ -40,6 +53,11 @@ struct Accepted {
 // drafted token x also passes when level probability(x) > draft probability(x) / l, and accepted
 // tokens' probs become the level's. Rows run in parallel; nothing is computed past a row's first
 // disagreement. Throws InvalidArgument; rows reviewed before it was found keep their new tokens.
+//
+// A tree is walked from its root: to the child that is the level's own token, else, with lenience,
+// to the most probable child (by the level, the first among equals) that passes as above; without
+// one the walk ends with the own token. Tokens and probs of the path are written into the row, so
+// that each position is judged on exactly its own prefix.
 void accept(const ReviewArgs& args, ReviewRow* rows, int64_t count, const Kernels& kernels,
             ThreadPool& pool, Accepted* out);
 

@@ -149,6 +149,8 @@ struct Kernels {
 void pack_rows(const void* source, SourceDType source_dtype, int64_t rows,
                const PackedMatrix& target, int64_t first_row, ThreadPool& pool);
 void embedding(const EmbeddingArgs& args, ThreadPool& pool);
+// Copies the keys and values in one slot of a sequence to another.
+void move_slot(const CacheLayer& cache, const int32_t* block_table, int64_t from, int64_t to);
 
 // The table for an instruction set, or null when this machine cannot run it.
 // Names: "portable", "avx2", "avx512", "avx512bf16".

@@ -25,6 +25,17 @@ class Scratch {
   int64_t bytes_ = 0;
 };
 
+// Tokens drafted behind a row, as a tree: node j is a child of node parents[j] < j, or of the token
+// before the tree (-1).
+struct DraftTree {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> parents;
+};
+
+// For each node the bits of its ancestors and of itself. Throws InvalidArgument for more than
+// kMaxTreeNodes nodes and for a parent that does not come before its child.
+std::vector<uint64_t> tree_ancestors(const std::vector<int32_t>& parents);
+
 class Program {
  public:
   // The pool must outlive the program; kernels are a dispatch table.
@@ -50,12 +61,19 @@ class Program {
   void bind_rows(const int32_t* tokens, int64_t token_stride, int64_t capacity);
   void bind_block_tables(const int32_t* tables, int64_t stride, int64_t pages);
 
-  // One pass over sequences: rows[i] of the bound tables feeds tokens at positions
+  // One pass over sequences: rows[i] of the bound tables feeds tokens in slots
   // starts[i]..starts[i]+counts[i]-1, and wants logits for the last logits[i] of them. With
   // left_padded, every sequence takes as many activation rows as the longest: dense shapes, with
   // rows of padding before its own that no attention sees and nothing is stored for.
+  // trees: empty, or one for each sequence; its nodes (0: none) take the last slots instead of
+  // tokens of the bound row, node j at the position of its depth.
   void run(const std::vector<int>& rows, const std::vector<int>& starts,
-           const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded);
+           const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded,
+           const std::vector<DraftTree>& trees);
+
+  // Moves the keys and values of a path through a tree from slots base + path[i] to base + i, in
+  // all layers. path ascends, so that nothing is overwritten before it is moved.
+  void commit(int row, int base, const std::vector<int>& path);
 
   float* data_f32(int id);  // of the last run
   int64_t cols(int id) const;
@@ -69,7 +87,8 @@ class Program {
     Scratch memory;
     void* data = nullptr;
   };
-  void add_sequence(int row, int start, int count, int logits, int padding);
+  void add_sequence(int row, int start, int count, int logits, int padding, const DraftTree& tree);
+  const int32_t* checked_table(int row, int64_t end) const;
   const Buffer& checked(int id, DType dtype, int64_t cols, const char* what) const;
   const Buffer& at(int id) const;
   // Both hold a row per token, or both a row per wanted logit row.
@@ -80,6 +99,7 @@ class Program {
   const Kernels& kernels_;
   std::vector<Buffer> buffers_;
   std::vector<std::function<void()>> steps_;
+  std::vector<CacheLayer> layers_;
 
   const int32_t* tokens_ = nullptr;
   int64_t token_stride_ = 0;
@@ -90,6 +110,7 @@ class Program {
 
   // State of the pass being run.
   std::vector<Segment> segments_;
+  std::vector<std::vector<uint64_t>> ancestors_;  // of the segments' trees
   std::vector<int32_t> ids_;
   std::vector<int32_t> positions_;
   std::vector<int32_t> logit_rows_;

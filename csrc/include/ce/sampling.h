@@ -91,7 +91,7 @@ struct Candidate {
 
 // Working memory of a thread, reused from position to position; it grows and never shrinks.
 struct SamplerScratch {
-  std::vector<float> processed, maxima, bounds, values, weights;
+  std::vector<float> processed, perturbed, maxima, bounds, values, weights;
   std::vector<int32_t> ids;
   std::vector<Candidate> candidates;
   PrefixCounts counts;
@@ -120,6 +120,8 @@ class Decision {
   // Probability in the processed distribution (temperature 0: of the soft-max at temperature 1).
   float prob_of(int32_t token) { return static_cast<float>(probability(token)); }
   float logprob_of(int32_t token);
+  // The `count` tokens that would be chosen first, second, ...: by what token() compares.
+  std::vector<int32_t> ranked(int64_t count);
   // The `count` most probable tokens of the processed distribution with their log-probabilities;
   // fewer where fewer are kept.
   std::vector<std::pair<int32_t, float>> top(int64_t count);
@@ -128,6 +130,7 @@ class Decision {
   void process(const PositionInput& input);
   void keep();
   void keep_top_p(double total);
+  void perturb_kept();
   int32_t best_kept();
   void check_choice(int64_t index) const;
   double probability(int32_t token);

@@ -50,14 +50,25 @@ inline constexpr int64_t packed_elements(int64_t n, int64_t k, DType dtype) {
   return blocks * kBlockColumns * (dtype == DType::f32 ? k : (k + 1) / 2 * 2);
 }
 
-// Tokens of one sequence in a forward pass: `count` new tokens at positions start..start+count-1,
-// activation rows first_row..first_row+count-1. Keys and values of positions < start are cached.
+// Nodes of one drafted tree: an ancestor word has a bit for each.
+inline constexpr int kMaxTreeNodes = 64;
+
+// Tokens of one sequence in a forward pass: `count` new tokens in slots start..start+count-1 of the
+// cache, activation rows first_row..first_row+count-1. Keys and values of slots < start are cached.
+//
+// The slot of a token is its position, but for the last `nodes` tokens, which form a tree behind
+// the token in slot base() - 1: node j stands in slot base() + j, parents come before children, and
+// its position is base() + its depth (0: a child of the root). It sees the slots before base() and
+// those of its ancestors and its own.
 struct Segment {
   int32_t start = 0;
   int32_t count = 0;
   int32_t first_row = 0;
-  const int32_t* block_table = nullptr;  // page of position p is block_table[p / kPageTokens]
-  const int32_t* tokens = nullptr;       // token at position p is tokens[p]
+  const int32_t* block_table = nullptr;  // page of slot s is block_table[s / kPageTokens]
+  int32_t nodes = 0;
+  const uint64_t* ancestors = nullptr;  // [nodes] bit i of word j: i is j or an ancestor of j
+
+  int64_t base() const { return int64_t{start} + count - nodes; }
 };
 
 // One layer's part of the paged cache, per page and key/value head:
