@@ -103,6 +103,14 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lenience", type=float, metavar="L", help="between drafting levels, >= 1 (default 1)"
     )
+    group.add_argument(
+        "--tree",
+        metavar="N",
+        help="the target reviews trees of up to N nodes, 1..64; N,M: the first draft M nodes",
+    )
+    group.add_argument(
+        "--siblings", type=int, metavar="K", help="of a tree: runners-up of each neural draft"
+    )
     group.add_argument("--plain", action="store_true", help="no speculation")
     group.add_argument(
         "--compare", action="store_true", help="also decode plainly; report identity and speed"
@@ -135,16 +143,28 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
     """The policy asked for, `default` being the matrix when none is given; raises RequestError for
     options that exclude each other."""
     if args.plain:
-        for name, given in (("--k-matrix", args.k_matrix), ("--lenience", args.lenience)):
-            if given is not None:
-                raise RequestError(f"--plain does not speculate: leave {name} out")
+        for name in ("k_matrix", "lenience", "tree", "siblings"):
+            if getattr(args, name) is not None:
+                option = name.replace("_", "-")
+                raise RequestError(f"--plain does not speculate: leave --{option} out")
         if args.compare:
             raise RequestError("--compare compares with plain decoding: leave --plain out")
         return PlainDecoding()
     lenience = 1.0 if args.lenience is None else args.lenience
+    tree, siblings = _tree(args.tree), args.siblings or 0
     if args.k_matrix is not None:
-        return FixedCascade.parse(args.k_matrix, lenience)
-    return FixedCascade(default, lenience)
+        return FixedCascade.parse(args.k_matrix, lenience, tree, siblings)
+    return FixedCascade(default, lenience, tree, siblings)
+
+
+def _tree(text: str | None) -> list[int]:
+    """Nodes for each reviewing level."""
+    try:
+        return [0] if text is None else [int(entry) for entry in text.split(",")]
+    except ValueError:
+        raise RequestError(
+            f"--tree must be numbers of nodes such as 32 or 32,8, got {text!r}"
+        ) from None
 
 
 def kv_cache_bytes(args: argparse.Namespace) -> int | None:

@@ -53,18 +53,26 @@ class AllowedMasks:
         self._vocab_size = vocab_size
         self._words = -(-vocab_size // WORD_BITS)
 
-    def along(self, tokens: list[int], frontier: int) -> torch.Tensor:
-        """Masks for positions frontier..len(tokens) of a row whose tokens from `frontier` on are
-        drafted. A review ends at the first draft that is not allowed; what lies behind it is not
-        asked for and stays all-allowed."""
-        masks = torch.full((len(tokens) - frontier + 1, self._words), -1, dtype=torch.int32)
-        for i in range(len(masks)):
-            allowed = self._next(tokens[: frontier + i])
-            if allowed is None:
-                continue
-            masks[i] = self._packed(allowed)
-            if frontier + i < len(tokens) and not allowed[tokens[frontier + i]]:
-                break
+    def along(
+        self, tokens: list[int], drafted: Sequence[int], parents: Sequence[int]
+    ) -> torch.Tensor:
+        """Masks for what follows `tokens` and for what follows each drafted token, `[len(drafted)
+        + 1, words]`. Drafted token j stands behind token `parents[j]` < j, or behind `tokens` (-1).
+
+        A review does not go past a draft that is not allowed; what lies behind it is not asked for
+        and stays all-allowed."""
+        masks = torch.full((len(drafted) + 1, self._words), -1, dtype=torch.int32)
+        prefixes: list[list[int] | None] = [tokens]
+        answers = [self._next(tokens)]
+        for token, parent in zip(drafted, parents, strict=True):
+            before, allowed = prefixes[parent + 1], answers[parent + 1]
+            reached = before is not None and (allowed is None or bool(allowed[token]))
+            prefixes.append([*before, token] if before is not None and reached else None)
+            prefix = prefixes[-1]
+            answers.append(None if prefix is None else self._next(prefix))
+        for i, answer in enumerate(answers):
+            if answer is not None:
+                masks[i] = self._packed(answer)
         return masks
 
     def _next(self, prefix: list[int]) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from cascade_engine.cache import PAGE_TOKENS, pages_for
 from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.slots import Slots
@@ -17,8 +18,11 @@ from cascade_engine.levels import (
     ReviewItem,
     StatisticalLevel,
     TokenRows,
+    TokenTree,
+    TreeProposal,
+    Verdict,
 )
-from cascade_engine.policy import Draft, Policy
+from cascade_engine.policy import Draft, Policy, Review
 
 
 class Cycle:
@@ -98,20 +102,25 @@ class Cycle:
                 self.stats.cached_prompt_tokens += row.stats.cached_tokens
             row.begin()
         deciding, first = self._prefill()
+        reviews: list[tuple[Row, Review]] = []
         while deciding:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]
             drafts = [(row, action) for row, action in actions if isinstance(action, Draft)]
             if drafts:
                 self._draft(drafts)
                 continue
-            level = max(action.level for _, action in actions)
+            reviews = [(row, action) for row, action in actions if isinstance(action, Review)]
+            level = max(action.level for _, action in reviews)
             if level == 0:
                 break
             self._review(
-                level, policy.lenience, [row for row, action in actions if action.level == level]
+                level,
+                policy.lenience,
+                [(row, action) for row, action in reviews if action.level == level],
             )
-            deciding = [row for row in deciding if row.slot != NO_SLOT]
-        return [self._emit(row) for row in self._review(0, 1.0, deciding + first)]
+            deciding, reviews = [row for row in deciding if row.slot != NO_SLOT], []
+        last = [*reviews, *((row, Review(0)) for row in first)]
+        return [self._emit(row) for row in self._review(0, 1.0, last)]
 
     def _prefill(self) -> tuple[list[Row], list[Row]]:
         """Feeds prompts (and what preempted rows lost) to the target, up to a budget of tokens.
@@ -145,23 +154,48 @@ class Cycle:
 
     def _draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         begin = time.perf_counter()
-        counts = self._statistical.propose(
-            [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in drafts]
-        )
-        seconds = time.perf_counter() - begin
+        chains = [(row, action) for row, action in drafts if not action.nodes]
+        counts = []
+        if chains:
+            counts = self._statistical.propose(
+                [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in chains]
+            )
         level = len(self._neural)
-        self.stats.count_pass(level, len(drafts), seconds)
-        for (row, _), count in zip(drafts, counts, strict=True):
+        for (row, _), count in zip(chains, counts, strict=True):
             row.append_draft(level, count)
+        self._draft_trees([(row, action) for row, action in drafts if action.nodes])
+        seconds = time.perf_counter() - begin
+        self.stats.count_pass(level, len(drafts), seconds)
+        for row, _ in drafts:
             row.stats.levels[level].count_call(seconds / len(drafts))
 
-    def _review(self, level: int, lenience: float, rows: Sequence[Row]) -> list[Row]:
+    def _draft_trees(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
+        """Branches behind each row's end and, beside what was drafted, behind its final tokens."""
+        if not drafts:
+            return
+        roots = [sorted({row.final, row.length}) for row, _ in drafts]
+        proposals = [
+            TreeProposal(row.slot, root, a.nodes, a.tokens + row.length - root, row.prediction)
+            for (row, a), behind in zip(drafts, roots, strict=True)
+            for root in behind
+        ]
+        trees = iter(self._statistical.propose_trees(proposals))
+        for (row, _), behind in zip(drafts, roots, strict=True):
+            row.append_branches(
+                len(self._neural), self._tokens, behind, [next(trees) for _ in behind]
+            )
+
+    def _review(
+        self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]
+    ) -> list[Row]:
         """One pass of a level over rows; returns those that were not preempted for it."""
+        rows = [row for row, _ in reviews if row.slot != NO_SLOT]
         rows = self._make_room(self._neural[level], rows)
         if not rows:
             return rows
+        reviews = [(row, action) for row, action in reviews if row.slot != NO_SLOT]
         begin = time.perf_counter()
-        items = [self._review_item(row, level) for row in rows]
+        items = self._review_items(level, reviews)
         try:
             verdicts = self._neural[level].review(items, lenience)
         except ValueError as error:
@@ -169,18 +203,49 @@ class Cycle:
                 raise self._failed(rows, f"{self._neural[0].name}: {error}") from error
             self._retire(level, rows)
             return rows
-        seconds = time.perf_counter() - begin
-        self.stats.count_pass(level, len(rows), seconds)
-        for row, verdict in zip(rows, verdicts, strict=True):
+        for row, item, verdict in zip(rows, items, verdicts, strict=True):
             if level == 0:
-                drafted = row.sources[row.final - len(row.prompt) :]
-                self.stats.count_review(drafted, verdict.num_accepted)
-            row.settle(level, verdict.num_accepted)
+                self._count_review(row, item, verdict)
+            row.settle(level, verdict, item.tree)
             row.logprobs = verdict.logprobs
+            if item.siblings:
+                row.add_siblings(level, verdict, self._tokens)
             for each in self._neural:
                 each.truncate(row.slot, row.length - 1)
+        seconds = time.perf_counter() - begin
+        self.stats.count_pass(level, len(rows), seconds)
+        for row in rows:
             row.stats.levels[level].count_call(seconds / len(rows))
         return rows
+
+    def _count_review(self, row: Row, item: ReviewItem, verdict: Verdict) -> None:
+        if item.tree is not None:
+            tree, kept = item.tree, set(verdict.path)
+            self.stats.count_review(tree.sources, tree.depths, kept, verdict.num_accepted)
+        else:
+            sources, accepted = row.sources[row.final - len(row.prompt) :], verdict.num_accepted
+            self.stats.count_review(sources, range(len(sources)), range(accepted), accepted)
+
+    def _review_items(self, level: int, reviews: Sequence[tuple[Row, Review]]) -> list[ReviewItem]:
+        """The rows' drafts as chains or trees. Branches never cost another row its pages: they fit
+        what is free, or stay away."""
+        neural = self._neural[level]
+        spare = neural.pages.free_pages
+        spare -= sum(neural.pages.missing(row.slot, row.length) for row, _ in reviews)
+        items = []
+        for row, action in reviews:
+            tree, siblings = None, action.siblings if level else 0
+            if siblings:
+                row.drafts(self._tokens)  # keeps what the review may reject
+            if action.nodes:
+                slots = PAGE_TOKENS * (pages_for(row.length) + spare) - row.frontier[level]
+                nodes = min(action.nodes, slots)
+                tree = row.review_tree(level, nodes, neural.context, self._tokens)
+            if tree is not None:
+                slots = row.frontier[level] + len(tree)
+                spare -= pages_for(slots) - pages_for(row.length)
+            items.append(self._review_item(row, level, tree, siblings))
+        return items
 
     def _retire(self, level: int, rows: Sequence[Row]) -> None:
         """A draft whose logits are not numbers costs its drafts, never the answer."""
@@ -196,9 +261,11 @@ class Cycle:
         self.stats.requests["preempted"] += len(preempted)
         return [row for row in rows if row.slot != NO_SLOT]
 
-    def _review_item(self, row: Row, level: int) -> ReviewItem:
+    def _review_item(
+        self, row: Row, level: int, tree: TokenTree | None, siblings: int
+    ) -> ReviewItem:
         try:
-            return row.review_item(level, self._tokens)
+            return row.review_item(level, self._tokens, tree, siblings)
         except Exception as error:
             raise self._failed([row], f"allowed_tokens of {row.request_id}: {error}") from error
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from cascade_engine.engine.results import Piece, RunStats, StepOutput
-from cascade_engine.levels import LogprobRequest, ReviewItem, TokenLogprobs, TokenRows
+from cascade_engine.levels import (
+    MAX_NODES,
+    ROOT,
+    FlatTree,
+    LogprobRequest,
+    ReviewItem,
+    TokenLogprobs,
+    TokenRows,
+    TokenTree,
+    TokenTrie,
+    Verdict,
+)
 from cascade_engine.ops import Sampler
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import RowState
@@ -45,6 +57,10 @@ class Row:
     prediction: torch.Tensor | None = None
     slot: int = NO_SLOT
     exhausted: bool = False
+    widened: bool = False
+    tree: TokenTrie | None = None
+    """What was drafted behind the final tokens, the row's own drafts and branches beside them;
+    None while nobody asked for branches."""
     started: float = 0.0
     sources: list[int] = field(default_factory=list)
     """For each token behind the prompt, the level that appended it."""
@@ -64,19 +80,65 @@ class Row:
                 [length > context or i in self.retired for i, context in enumerate(contexts)]
             )
         room = self.limit - 1 - length
-        return RowState(tuple(self.frontier), length, room, self.exhausted, dormant)
+        return RowState(tuple(self.frontier), length, room, self.exhausted, self.widened, dormant)
 
-    def review_item(self, level: int, tokens: TokenRows) -> ReviewItem:
+    def review_item(
+        self, level: int, tokens: TokenRows, tree: TokenTree | None = None, siblings: int = 0
+    ) -> ReviewItem:
         """This row's part in a review; asks the request's allowed_tokens, which may raise."""
+        frontier = self.frontier[level]
         allowed = logprobs = None
         if self.allowed is not None:
             row = tokens.read(self.slot, 0, self.length)
-            allowed = self.allowed.along(row, self.frontier[level])
+            drafted = row[frontier:] if tree is None else tree.tokens
+            parents = range(-1, len(drafted) - 1) if tree is None else tree.parents
+            allowed = self.allowed.along(row[:frontier], drafted, parents)
         if level == 0 and self.params.logprobs is not None:
             logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
         return ReviewItem(
-            self.slot, self.frontier[level], self.length, self.sampler, allowed, logprobs
+            self.slot, frontier, self.length, self.sampler, allowed, logprobs, tree, siblings
         )
+
+    def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:
+        """The row's tree, brought up to date, and the nodes of the row's own drafts in it."""
+        if self.tree is None:
+            self.tree = TokenTrie()
+        chain = self.tree.add_chain(
+            ROOT,
+            tokens.read(self.slot, self.final, self.length),
+            tokens.read_probs(self.slot, self.final, self.length),
+            self.sources[self.final - len(self.prompt) :],
+        )
+        return self.tree, chain
+
+    def review_tree(
+        self, level: int, nodes: int, context: int, tokens: TokenRows
+    ) -> TokenTree | None:
+        """What a level with this context reviews of the row's tree, up to `nodes` nodes; None where
+        the row's own drafts are all there is room for."""
+        trie, chain = self.drafts(tokens)
+        reviewed = self.frontier[level] - self.final
+        drafted = len(chain) - reviewed
+        if drafted >= min(nodes, MAX_NODES):
+            return None
+        root = chain[reviewed - 1] if reviewed else ROOT
+        # A review writes one token more, and behind a drafting level's comes the target's.
+        reach = min(self.limit - (1 if level == 0 else 2), context)
+        depth = reach - self.frontier[level]
+        tree = trie.best(root, chain[reviewed:], nodes, depth)
+        return tree if len(tree) > drafted else None
+
+    def add_siblings(self, level: int, verdict: Verdict, tokens: TokenRows) -> None:
+        """After a drafting level's review: its runners-up become branches; what it rejected stays
+        as one, worth what the level's own token leaves."""
+        trie, chain = self.drafts(tokens)
+        trie.overrule(chain[-1])
+        before = len(trie)
+        above = [ROOT, *chain][-1 - len(verdict.siblings) : -1]
+        for parent, siblings in zip(above, verdict.siblings, strict=True):
+            for token, prob in siblings:
+                trie.add(parent, token, prob, level)
+        self.stats.levels[level].drafted += len(trie) - before
 
     def begin(self) -> None:
         """The row has a slot; its time runs from the first time that it has."""
@@ -87,7 +149,8 @@ class Row:
         self.length = self.final
         self.frontier = [self.final] * len(self.frontier)
         del self.sources[self.final - len(self.prompt) :]
-        self.exhausted = False
+        self.exhausted = self.widened = False
+        self.tree = None
 
     def retire(self, level: int) -> None:
         """Goes on without a drafting level that failed, and without what it had to review."""
@@ -96,7 +159,8 @@ class Row:
         for i in range(level, len(self.frontier)):
             self.frontier[i] = self.length
         del self.sources[self.length - len(self.prompt) :]
-        self.exhausted = False
+        self.exhausted = self.widened = False
+        self.tree = None
 
     def append_draft(self, level: int, count: int) -> None:
         """The statistical level wrote `count` tokens behind the row."""
@@ -105,20 +169,37 @@ class Row:
         self.exhausted = count == 0
         self.stats.levels[level].drafted += count
 
+    def append_branches(
+        self, level: int, tokens: TokenRows, roots: Sequence[int], trees: Sequence[FlatTree]
+    ) -> None:
+        """The statistical level proposed trees behind the row's leading `roots[i]` tokens."""
+        trie, chain = self.drafts(tokens)
+        before = len(trie)
+        for root, tree in zip(roots, trees, strict=True):
+            trie.add_tree([ROOT, *chain][root - self.final], *tree, source=level)
+        self.widened = True
+        self.stats.levels[level].drafted += len(trie) - before
+
     @property
     def final(self) -> int:
         """Leading tokens that are the prompt or were emitted."""
         return len(self.prompt) + self.stats.new_tokens
 
-    def settle(self, level: int, num_accepted: int) -> None:
-        """Level `level` kept `num_accepted` tokens behind its frontier and wrote its own."""
-        end = self.frontier[level] + num_accepted
-        del self.sources[end - len(self.prompt) :]
+    def settle(self, level: int, verdict: Verdict, tree: TokenTree | None = None) -> None:
+        """Level `level` kept some drafts behind its frontier and wrote its own token."""
+        end = self.frontier[level] + verdict.num_accepted
+        if tree is None:
+            del self.sources[end - len(self.prompt) :]
+        else:
+            del self.sources[self.frontier[level] - len(self.prompt) :]
+            self.sources.extend(tree.sources[node] for node in verdict.path)
         self.sources.append(level)
         self.length = end + 1
         for i in range(level, len(self.frontier)):
             self.frontier[i] = self.length
-        self.exhausted = False
+        self.exhausted = self.widened = False
+        if level == 0:
+            self.tree = None
         self.stats.levels[level].drafted += 1
 
     def emit(self, token_ids: list[int]) -> StepOutput:

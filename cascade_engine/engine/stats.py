@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,12 +49,19 @@ class EngineStats:
         counters.rows += rows
         counters.seconds += seconds
 
-    def count_review(self, sources: Sequence[int], num_accepted: int) -> None:
-        """A target review of drafted tokens, `sources[i]` being the level that drafted token i."""
+    def count_review(
+        self,
+        sources: Sequence[int],
+        positions: Sequence[int],
+        kept: Container[int],
+        num_accepted: int,
+    ) -> None:
+        """A target review of drafted tokens: token i was drafted by level `sources[i]` for draft
+        position `positions[i]`, and is one of `kept` if it was accepted."""
         _add(self.tokens_per_pass, num_accepted)
-        for position, level in enumerate(sources):
+        for i, (level, position) in enumerate(zip(sources, positions, strict=True)):
             _add(self.levels[level].drafted, position)
-            if position < num_accepted:
+            if i in kept:
                 _add(self.levels[level].accepted, position)
 
     def snapshot(self) -> dict[str, Any]:

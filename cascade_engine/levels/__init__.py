@@ -12,6 +12,18 @@ from cascade_engine.levels.statistical import DraftedTree, Proposal, Statistical
 
 __all__ = [
     "DraftedTree",
+from cascade_engine.levels.statistical import (
+    FlatTree,
+    Proposal,
+    StatisticalLevel,
+    TreeProposal,
+)
+from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
+
+__all__ = [
+    "MAX_NODES",
+    "ROOT",
+    "FlatTree",
     "LogprobRequest",
     "NeuralLevel",
     "Proposal",
@@ -19,5 +31,8 @@ __all__ = [
     "StatisticalLevel",
     "TokenLogprobs",
     "TokenRows",
+    "TokenTree",
+    "TokenTrie",
+    "TreeProposal",
     "Verdict",
 ]

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from cascade_engine.cache import KVStorage, PageTable, pages_for
+from cascade_engine.errors import CapacityError
 from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, TokenRows, Verdict
+from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
 from cascade_engine.ops import CpuBackend
 
 PREFILL_TOKENS = 256
 """Tokens of one prefill pass; any split gives the same bits."""
+
+NO_NODES: tuple[list[int], list[int]] = ([], [])
+NO_TREE: tuple[list[int], list[int], list[float]] = ([], [], [])
+
+
+class _Judged(NamedTuple):
+    """Where the logits are that a review of one item went by."""
+
+    number: int
+    item: ReviewItem
+    first: int
+    """Its first logit row."""
+    offsets: list[int]
+    """Of the logit rows of the tokens that the review left, from there."""
+    allowed: int
+    """Address of its masks, 0: none."""
 
 
 class NeuralLevel:
@@ -44,7 +63,9 @@ class NeuralLevel:
         self.rows = rows
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
-        self.pages = PageTable(pages, num_rows, min(context, capacity))
+        self._row_tokens = min(context, capacity)
+        # A tree's nodes take a slot each, and two of them may have one position.
+        self.pages = PageTable(pages, num_rows, self._row_tokens + MAX_NODES)
         self.storage = KVStorage(
             config.num_layers, pages, config.num_kv_heads, config.head_dim, weights.activation_dtype
         )
@@ -66,33 +87,40 @@ class NeuralLevel:
     def review(self, items: Sequence[ReviewItem], lenience: float) -> list[Verdict]:
         """One forward pass over what this level has not seen of each row, then the acceptance rule.
 
-        Writes the level's own token behind the accepted ones. The caller truncates the cache to
-        the row's new length. Rows that lag far behind are brought up first.
+        Writes the accepted tokens of a tree into the row, and the level's own token behind the
+        accepted ones. The caller truncates the cache to the row's new length. Rows that lag far
+        behind are brought up first.
         """
         for item in items:
             if item.length - self.pages.length[item.slot] > PREFILL_TOKENS:
                 self.prefill(item.slot, item.frontier - 1)
+        self._feed_items(items)
         slots = [item.slot for item in items]
-        lengths = [item.length for item in items]
-        self._feed(slots, lengths, [item.length - item.frontier + 1 for item in items])
         allowed = [0 if item.allowed is None else item.allowed.data_ptr() for item in items]
+        trees = [item.tree for item in items]
         verdicts = self._backend.accept(
             **self._logits_and_tokens(),
             logit_rows=self._program.rows(self._logits),
             probs=self.rows.draft_probs.data_ptr(),
             rows=slots,
             frontiers=[item.frontier for item in items],
-            lengths=lengths,
+            lengths=[item.frontier + item.drafted for item in items],
             samplers=[item.sampler for item in items],
             lenience=lenience,
             allowed=allowed if any(allowed) else [],
+            trees=[NO_TREE if t is None else (t.tokens, t.parents, t.probs) for t in trees]
+            if any(trees)
+            else [],
         )
-        logprobs = {}
-        if any(item.logprobs is not None for item in items):
-            logprobs = self._logprobs(items, verdicts, allowed)
+        asked = any(item.logprobs is not None or item.siblings for item in items)
+        judged = self._judged(items, verdicts, allowed) if asked else []
+        logprobs, siblings = self._logprobs(judged), self._siblings(judged)
+        for item, (num_accepted, _, path) in zip(items, verdicts, strict=True):
+            if item.tree is not None:
+                self._commit(item, path, item.frontier + num_accepted)
         return [
-            Verdict(num_accepted, token, logprobs.get(i, ()))
-            for i, (num_accepted, token) in enumerate(verdicts)
+            Verdict(num_accepted, token, logprobs.get(i, ()), path, siblings.get(i, ()))
+            for i, (num_accepted, token, path) in enumerate(verdicts)
         ]
 
     def fork(self, source: int, target: int, tokens: int) -> None:
@@ -120,38 +148,97 @@ class NeuralLevel:
             "token_stride": tokens.shape[1],
         }
 
-    def _logprobs(
+    def _judged(
         self,
         items: Sequence[ReviewItem],
-        verdicts: Sequence[tuple[int, int]],
+        verdicts: Sequence[tuple[int, int, list[int]]],
         allowed: Sequence[int],
-    ) -> dict[int, tuple[TokenLogprobs, ...]]:
-        """By item, for the items that ask: log-probabilities of the tokens a review left."""
-        found: dict[int, tuple[TokenLogprobs, ...]] = {}
-        first_logit_row = 0
-        for i, (item, (num_accepted, _)) in enumerate(zip(items, verdicts, strict=True)):
-            if item.logprobs is not None:
-                (row,) = self._backend.logprobs(
-                    **self._logits_and_tokens(),
-                    rows=[item.slot],
-                    first_logit_rows=[first_logit_row],
-                    starts=[item.frontier],
-                    counts=[num_accepted + 1],
-                    samplers=[item.sampler],
-                    top=[item.logprobs.top],
-                    processed=[item.logprobs.processed],
-                    allowed=[allowed[i]] if allowed[i] else [],
-                )
-                found[i] = tuple(TokenLogprobs(*entry) for entry in row)
-            first_logit_row += item.length - item.frontier + 1
-        return found
+    ) -> list[_Judged]:
+        first, judged = 0, []
+        for i, (item, (num_accepted, _, path)) in enumerate(zip(items, verdicts, strict=True)):
+            offsets = range(num_accepted + 1) if item.tree is None else (0, *(1 + n for n in path))
+            judged.append(_Judged(i, item, first, list(offsets), allowed[i]))
+            first += item.drafted + 1
+        return judged
 
-    def _feed(self, slots: list[int], ends: list[int], logits: list[int]) -> None:
+    def _logprobs(self, judged: Sequence[_Judged]) -> dict[int, tuple[TokenLogprobs, ...]]:
+        """By item, for the items that ask: log-probabilities of the tokens a review left."""
+        asking = [(j, j.item.logprobs) for j in judged if j.item.logprobs is not None]
+        if not asking:
+            return {}
+        found = self._backend.logprobs(
+            **self._logits_and_tokens(),
+            **_positions([j for j, _ in asking]),
+            top=[wanted.top for _, wanted in asking],
+            processed=[wanted.processed for _, wanted in asking],
+        )
+        return {
+            j.number: tuple(TokenLogprobs(*entry) for entry in row)
+            for (j, _), row in zip(asking, found, strict=True)
+        }
+
+    def _siblings(self, judged: Sequence[_Judged]) -> dict[int, list[list[tuple[int, float]]]]:
+        """By item, for the items that ask: the runners-up of the tokens a review left."""
+        asking = [j for j in judged if j.item.siblings]
+        if not asking:
+            return {}
+        found = self._backend.siblings(
+            **self._logits_and_tokens(),
+            **_positions(asking),
+            siblings=[j.item.siblings for j in asking],
+        )
+        return {j.number: row for j, row in zip(asking, found, strict=True)}
+
+    def _commit(self, item: ReviewItem, path: list[int], end: int) -> None:
+        """Keys and values of an accepted path go to the slots of their positions, which are this
+        row's own: `_feed` reserved them."""
+        if path != list(range(len(path))):
+            self._program.commit(item.slot, item.frontier, path)
+        self.pages.truncate(item.slot, end)
+
+    def _feed_items(self, items: Sequence[ReviewItem]) -> None:
+        """What this level has not seen of each row, with logits from before the frontier on."""
+        trees = [NO_NODES if i.tree is None else (i.tree.tokens, i.tree.parents) for i in items]
+        self._feed(
+            [item.slot for item in items],
+            [item.frontier + item.drafted for item in items],
+            [item.drafted + 1 for item in items],
+            max((item.reach for item in items), default=0),
+            trees if any(tokens for tokens, _ in trees) else [],
+        )
+
+    def _feed(
+        self,
+        slots: list[int],
+        ends: list[int],
+        logits: list[int],
+        reach: int = 0,
+        trees: Sequence[tuple[list[int], list[int]]] = (),
+    ) -> None:
+        """Feeds each row up to slot `ends[i]`; `reach` is the longest row in tokens where trees
+        take more slots than they have positions."""
         pages = self.pages
+        reach = reach or max(ends, default=0)
+        if reach > self._row_tokens:
+            raise CapacityError(f"{reach} tokens do not fit a row of {self._row_tokens}")
         for slot, end in zip(slots, ends, strict=True):
             pages.reserve(slot, end, self.storage.copy_page)
         starts = [pages.length[slot] for slot in slots]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
-        self._program.run(slots, starts, counts, logits, self._left_padded)
+        self._program.run(slots, starts, counts, logits, self._left_padded, trees)
         for slot, end in zip(slots, ends, strict=True):
             pages.length[slot] = end
+
+
+def _positions(judged: Sequence[_Judged]) -> dict[str, Any]:
+    """The positions that reviews judged, as native code takes them."""
+    allowed = [j.allowed for j in judged]
+    return {
+        "rows": [j.item.slot for j in judged],
+        "first_logit_rows": [j.first for j in judged],
+        "starts": [j.item.frontier for j in judged],
+        "counts": [len(j.offsets) for j in judged],
+        "samplers": [j.item.sampler for j in judged],
+        "allowed": allowed if any(allowed) else [],
+        "paths": [j.offsets for j in judged],
+    }

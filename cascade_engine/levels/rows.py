@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from cascade_engine.levels.tree import TokenTree
 from cascade_engine.ops import Sampler
 
 
@@ -25,6 +27,8 @@ class TokenRows:
         # Reading a few tokens through the tensor costs microseconds, through its memory a tenth.
         memory = (ctypes.c_int32 * self.tokens.numel()).from_address(self.tokens.data_ptr())
         self._memory = memoryview(memory).cast("B").cast("i")
+        probs = (ctypes.c_float * self.tokens.numel()).from_address(self.draft_probs.data_ptr())
+        self._probs: memoryview[float] = memoryview(probs).cast("B").cast("f")
 
     def write(self, slot: int, token_ids: list[int]) -> None:
         """Starts a row over with `token_ids`."""
@@ -34,6 +38,11 @@ class TokenRows:
         """Tokens begin..end-1 of a row."""
         first = slot * self.capacity
         return self._memory[first + begin : first + end].tolist()
+
+    def read_probs(self, slot: int, begin: int, end: int) -> list[float]:
+        """`draft_probs` of tokens begin..end-1 of a row."""
+        first = slot * self.capacity
+        return list(self._probs[first + begin : first + end])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +70,24 @@ class ReviewItem:
     length: int
     sampler: Sampler
     allowed: torch.Tensor | None = None
-    """int32 `[length - frontier + 1, ceil(vocab / 32)]`: bits of the tokens allowed at each
-    position from the frontier on."""
+    """int32 `[drafted + 1, ceil(vocab / 32)]`: bits of the tokens allowed at each position from
+    the frontier on."""
     logprobs: LogprobRequest | None = None
+    tree: TokenTree | None = None
+    """What is reviewed instead of the row's own tokens from the frontier on; the root is the token
+    before it. `allowed` then has a mask for the root and one for each node."""
+    siblings: int = 0
+    """Runners-up that are wanted at each position that the review leaves."""
+
+    @property
+    def drafted(self) -> int:
+        """Tokens under review."""
+        return self.length - self.frontier if self.tree is None else len(self.tree)
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the row at most if all are accepted, without the level's own."""
+        return self.length if self.tree is None else self.frontier + self.tree.reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +98,8 @@ class Verdict:
     token: int
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the kept tokens and the own one, where asked for."""
+    path: Sequence[int] = ()
+    """Of a tree: the nodes kept."""
+    siblings: Sequence[Sequence[tuple[int, float]]] = ()
+    """At the position of each kept token and of the own one, where asked for: tokens that the level
+    would have chosen next, with their probabilities."""

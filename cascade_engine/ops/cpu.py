@@ -145,13 +145,17 @@ class CpuBackend:
     def recorder(self) -> Recorder:
         return Recorder(self)
 
-    def accept(self, **arguments: Any) -> list[tuple[int, int]]:
+    def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:
         """The acceptance rule over rows of logits: see `_C.accept`."""
         return _C.accept(self.context, **arguments)
 
     def logprobs(self, **arguments: Any) -> list[list[tuple[float, list[tuple[int, float]]]]]:
         """Log-probabilities of tokens that a review left: see `_C.logprobs`."""
         return _C.logprobs(self.context, **arguments)
+
+    def siblings(self, **arguments: Any) -> list[list[list[tuple[int, float]]]]:
+        """Runners-up of tokens that a review left: see `_C.siblings`."""
+        return _C.siblings(self.context, **arguments)
 
     def propose(self, **arguments: Any) -> list[int]:
         """Max-Gram, filled up from a table: see `_C.propose`."""

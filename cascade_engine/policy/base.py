@@ -21,6 +21,8 @@ class RowState(NamedTuple):
     review appends one token of its own, so drafts stop one short of the row's limit."""
     exhausted: bool = False
     """The last draft of the statistical level found nothing; cleared by any review."""
+    widened: bool = False
+    """The statistical level has added to the row's tree since the last review."""
     dormant: tuple[bool, ...] = ()
     """Per neural level: cannot follow this row any more (its context is too short). Empty: none."""
 
@@ -29,16 +31,26 @@ class RowState(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """Append up to `tokens` tokens proposed by the statistical level `level`."""
+    """Append up to `tokens` tokens proposed by the statistical level `level`.
+
+    With `nodes` > 0 the row stays as it is, and up to so many nodes of a tree, `tokens` deep, are
+    put beside what was drafted for it."""
 
     level: int
     tokens: int
+    nodes: int = 0
 
 
 class Review(NamedTuple):
-    """Feed level `level` what it has not seen, keep what it agrees with, append its own token."""
+    """Feed level `level` what it has not seen, keep what it agrees with, append its own token.
+
+    With `nodes` > 0 it judges the row's drafts and the most probable branches beside them, so many
+    nodes together. With `siblings` > 0 a drafting level leaves, beside each token it wrote, so many
+    runners-up as branches for better levels, and what it rejected."""
 
     level: int
+    nodes: int = 0
+    siblings: int = 0
 
 
 Action = Draft | Review

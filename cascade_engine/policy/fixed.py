@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from cascade_engine.errors import RequestError
 from cascade_engine.policy.base import Action, Draft, Review, RowState
 
+MAX_TREE = 64
+"""Nodes of one reviewed tree."""
+
 
 @dataclass(frozen=True)
 class FixedCascade:
@@ -28,21 +31,44 @@ class FixedCascade:
 
     `lenience` >= 1 applies when a drafting level reviews, never to the target.
 
+    `tree` > 0: the target reviews a tree of up to so many nodes (64 at most) instead of a chain.
+    It holds what the drafting levels wrote and, beside it, the most probable branches: proposals of
+    the statistical level (instead of the target's own statistical segment), and `siblings`
+    runners-up beside each token that a neural draft writes. A sequence gives the nodes for each
+    reviewing level: `(32, 8)` lets the first draft review trees of 8 nodes itself.
+
     Raises RequestError for a matrix that is not square, not upper triangular, or has negative or
-    non-integer entries, and for a lenience below 1.
+    non-integer entries, for a lenience below 1, and for trees or siblings out of range.
     """
 
     k_matrix: tuple[tuple[int, ...], ...]
     lenience: float = 1.0
+    tree: tuple[int, ...] = ()
+    siblings: int = 0
 
-    def __init__(self, k_matrix: Sequence[Sequence[int]], lenience: float = 1.0) -> None:
+    def __init__(
+        self,
+        k_matrix: Sequence[Sequence[int]],
+        lenience: float = 1.0,
+        tree: int | Sequence[int] = 0,
+        siblings: int = 0,
+    ) -> None:
         object.__setattr__(self, "k_matrix", _checked(k_matrix))
         if not (math.isfinite(lenience) and lenience >= 1.0):
             raise RequestError(f"lenience must be a finite number >= 1, got {lenience}")
         object.__setattr__(self, "lenience", float(lenience))
+        trees = (tree,) if isinstance(tree, int) else tuple(tree)
+        object.__setattr__(self, "tree", _checked_trees(trees, len(self.k_matrix)))
+        if not isinstance(siblings, int) or siblings < 0:
+            raise RequestError(f"siblings must be an integer >= 0, got {siblings!r}")
+        if siblings and not self.tree[0]:
+            raise RequestError(f"siblings={siblings} are branches of a tree: give tree > 0 as well")
+        object.__setattr__(self, "siblings", siblings)
 
     @classmethod
-    def parse(cls, text: str, lenience: float = 1.0) -> FixedCascade:
+    def parse(
+        cls, text: str, lenience: float = 1.0, tree: int | Sequence[int] = 0, siblings: int = 0
+    ) -> FixedCascade:
         """From `"13,10;0,10"`: rows separated by semicolons, entries by commas."""
         try:
             rows = [[int(entry) for entry in row.split(",")] for row in text.split(";")]
@@ -50,7 +76,7 @@ class FixedCascade:
             raise RequestError(
                 f"k-matrix {text!r} is not rows of integers such as '13,10;0,10'"
             ) from None
-        return cls(rows, lenience)
+        return cls(rows, lenience, tree, siblings)
 
     @classmethod
     def default(cls, drafting_levels: int) -> FixedCascade:
@@ -78,9 +104,9 @@ class FixedCascade:
         return self._act(row, 0)
 
     def _act(self, row: RowState, level: int) -> Action:
-        n = len(self.k_matrix)
+        n, nodes = len(self.k_matrix), self.tree[level]
         segment = 0
-        for drafter in range(level + 1, n + 1):
+        for drafter in range(level + 1, n + 1 if nodes == 0 else n):
             segment += self.k_matrix[level][drafter - 1]
             if row.exhausted if drafter == n else row.is_dormant(drafter):
                 continue
@@ -89,7 +115,19 @@ class FixedCascade:
                 if drafter == n:
                     return Draft(n, min(self.k_matrix[-1][-1] or segment, row.room))
                 return self._act(row, drafter)
-        return Review(level)
+        if nodes and not row.widened:
+            return Draft(n, min(nodes, row.room), nodes)
+        return Review(level, nodes, self.siblings if level else 0)
+
+
+def _checked_trees(trees: tuple[int, ...], levels: int) -> tuple[int, ...]:
+    """One entry for each reviewing level."""
+    if len(trees) > levels:
+        raise RequestError(f"tree has {len(trees)} entries, there are {levels} reviewing levels")
+    for nodes in trees:
+        if not isinstance(nodes, int) or isinstance(nodes, bool) or not 0 <= nodes <= MAX_TREE:
+            raise RequestError(f"tree must be integers in 0..{MAX_TREE} (nodes), got {nodes!r}")
+    return trees + (0,) * (levels - len(trees))
 
 
 def _checked(k_matrix: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -47,6 +47,7 @@ class Case:
     isa: str
     threads: int
     prefill: int
+    padding: str | None
 
 
 def random_case(seed: int) -> Case:
@@ -59,14 +60,24 @@ def random_case(seed: int) -> Case:
     rows = rng.choice([1, 1, 3])
     return Case(
         drafts=tuple(rng.choice(names) for _ in range(count)),
-        policy=FixedCascade(k, rng.choice([1.0, 1.0, 2.0, 5.0])),
+        policy=random_policy(rng, k),
         params=[random_params(rng) for _ in range(rows)],
         prompts=[rng.choice(PROMPTS) for _ in range(rows)],
         dtype=rng.choice(["float32", "bfloat16", "int8"]),
         isa=rng.choice(build_info()["cpu_supported"]),
         threads=rng.choice([1, 2]),
         prefill=rng.choice([3, 16, 50, 512]),
+        padding=rng.choice([None, None, None, "left"]),
     )
+
+
+def random_policy(rng: random.Random, k_matrix: list[list[int]]) -> FixedCascade:
+    """Half of them with trees, of the target alone or of drafting levels too."""
+    lenience = rng.choice([1.0, 1.0, 2.0, 5.0])
+    if rng.random() < 0.5:
+        return FixedCascade(k_matrix, lenience)
+    tree = [rng.choice([1, 5, 16, 32, 64]), *(rng.choice([0, 4, 20]) for _ in k_matrix[1:])]
+    return FixedCascade(k_matrix, lenience, tree, rng.choice([0, 1, 3]))
 
 
 def random_params(rng: random.Random) -> SamplingParams:
@@ -80,7 +91,7 @@ def random_params(rng: random.Random) -> SamplingParams:
     )
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(120))
 def test_cascade_equals_plain(
     seed: int, drafters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +110,7 @@ def test_cascade_equals_plain(
         dtype=case.dtype,
         policy=case.policy,
         threads=case.threads,
+        padding=case.padding,
     )
     results = engine.generate(case.prompts, case.params)
     assert [result.token_ids for result in results] == expected

@@ -43,6 +43,12 @@ def no_double_tokens(prefix: Sequence[int]) -> torch.Tensor:
     return allowed
 
 
+def random_policy(rng: random.Random) -> FixedCascade:
+    tree = rng.choice([0, (12,), (64, 6)])
+    siblings = 2 if tree and rng.random() < 0.7 else 0
+    return FixedCascade(rng.choice(K_MATRICES), rng.choice([1.0, 3.0]), tree, siblings)
+
+
 def random_params(rng: random.Random) -> SamplingParams:
     temperature = rng.choice([0.0, 0.6, 1.0])
     options: dict[str, Any] = {
@@ -90,7 +96,7 @@ def everything(result: Generation) -> tuple[object, ...]:
 def test_cascade_equals_plain_in_every_respect(seed: int, engines: dict[str, Engine]) -> None:
     rng = random.Random(seed)
     plain, cascade = engines["plain"], engines["cascade"]
-    cascade.set_policy(FixedCascade(rng.choice(K_MATRICES), rng.choice([1.0, 3.0])))
+    cascade.set_policy(random_policy(rng))
     prompts = [PROMPT[: rng.randint(5, len(PROMPT))] for _ in range(rng.choice([1, 2]))]
     params = [random_params(rng) for _ in prompts]
     expected = [
@@ -109,7 +115,7 @@ def test_stopping_really_happens_in_those_cases(engines: dict[str, Engine]) -> N
     cascade.set_policy(FixedCascade([[8, 4], [0, 10]]))
     for seed in range(200):
         rng = random.Random(seed)
-        rng.choice(K_MATRICES), rng.choice([1.0, 3.0])
+        random_policy(rng)
         result = cascade.generate(PROMPT, random_params(rng))[0]
         kinds.add((result.finish_reason, type(result.stop)))
     assert kinds == {("stop", int), ("stop", str), ("length", type(None))}

@@ -94,7 +94,7 @@ def plain_logits(model: Model, row: int, case: Case) -> list[torch.Tensor]:
     in their slots when it is fed, because nodes are visited depth first."""
     model.write(row, 0, case.prefix)
     run = model.native.program.run
-    for start in range(0, len(case.prefix)):
+    for start in range(len(case.prefix)):
         run([row], [start], [1], [1])
     found: list[torch.Tensor] = [torch.empty(0)] * (1 + len(case.tokens))
     found[0] = model.native.read(model.logits)
@@ -206,4 +206,4 @@ def test_more_refusals() -> None:
     with pytest.raises(ValueError, match=r"nodes must ascend within 0..63, got 3 after 5"):
         program.commit(0, 4, [5, 3])
     with pytest.raises(ValueError, match="past its capacity"):
-        program.commit(0, SLOTS, [1])
+        program.commit(0, SLOTS + 16, [1])

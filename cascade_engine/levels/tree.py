@@ -1,0 +1,173 @@
+"""Drafts as trees: proposals of several sources merged into a trie, and what a level reviews."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+MAX_NODES = 64
+"""Nodes of one reviewed tree: native code keeps a bit for each."""
+
+ROOT = -1
+"""Parent of the tokens that follow the row directly."""
+
+
+class TokenTree:
+    """Up to 64 drafted tokens behind one token of a row, the root.
+
+    Node j has the token `tokens[j]` and the parent `parents[j]` < j, or ROOT. `probs[j]` is the
+    probability that the level which drafted it gave it behind its parent (1 for a copied text),
+    `sources[j]` that level. Raises ValueError for lists of different lengths, too many nodes, a
+    parent that does not come before its child, and for siblings with the same token.
+    """
+
+    __slots__ = ("ancestors", "depths", "parents", "probs", "sources", "tokens")
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        probs: Sequence[float],
+        sources: Sequence[int],
+    ) -> None:
+        lengths = {len(tokens), len(parents), len(probs), len(sources)}
+        if len(lengths) != 1:
+            raise ValueError(f"tokens, parents, probs and sources differ in length: {lengths}")
+        if len(tokens) > MAX_NODES:
+            raise ValueError(f"a tree has at most {MAX_NODES} nodes, got {len(tokens)}")
+        self.tokens, self.parents = list(tokens), list(parents)
+        self.probs, self.sources = list(probs), list(sources)
+        self.depths: list[int] = []
+        """0 for the root's children."""
+        self.ancestors: list[int] = []
+        """Words of 64 bits: bit i of word j says that node i is node j or an ancestor of it."""
+        seen = set()
+        for j, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+            if not ROOT <= parent < j:
+                raise ValueError(f"parents[{j}] must be in {ROOT}..{j - 1}, got {parent}")
+            if (parent, token) in seen:
+                raise ValueError(f"node {j}: node {parent} already has a child with token {token}")
+            seen.add((parent, token))
+            self.depths.append(0 if parent == ROOT else self.depths[parent] + 1)
+            self.ancestors.append(1 << j | (0 if parent == ROOT else self.ancestors[parent]))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def reach(self) -> int:
+        """Tokens on the longest path."""
+        return max(self.depths, default=-1) + 1
+
+
+class TokenTrie:
+    """Everything that was drafted behind one row of tokens; grows until the target's review.
+
+    A token that several sources propose behind the same tokens is one node: its source is the first
+    that proposed it, its probability the highest.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._probs: list[float] = []
+        self._sources: list[int] = []
+        self._children: list[dict[int, int]] = [{}]
+        """Token -> node, of the root at 0 and of node j at j + 1."""
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def add(self, parent: int, token: int, prob: float, source: int) -> int:
+        """The node of `token` behind node `parent` (or ROOT), new or not."""
+        siblings = self._children[parent + 1]
+        node = siblings.get(token)
+        if node is None:
+            node = siblings[token] = len(self._tokens)
+            self._tokens.append(token)
+            self._parents.append(parent)
+            self._probs.append(prob)
+            self._sources.append(source)
+            self._children.append({})
+        elif prob > self._probs[node]:
+            self._probs[node] = prob
+        return node
+
+    def add_chain(
+        self, parent: int, tokens: Sequence[int], probs: Sequence[float], sources: Sequence[int]
+    ) -> list[int]:
+        """Tokens behind each other; returns their nodes."""
+        nodes = []
+        for token, prob, source in zip(tokens, probs, sources, strict=True):
+            parent = self.add(parent, token, prob, source)
+            nodes.append(parent)
+        return nodes
+
+    def add_tree(
+        self,
+        parent: int,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        probs: Sequence[float],
+        source: int,
+    ) -> None:
+        """A tree in flat form, its root at node `parent`."""
+        nodes: list[int] = []
+        for token, above, prob in zip(tokens, parents, probs, strict=True):
+            nodes.append(self.add(parent if above == ROOT else nodes[above], token, prob, source))
+
+    def overrule(self, node: int) -> None:
+        """A level put `node` in place of its siblings: they share what it left them."""
+        left = max(0.0, 1.0 - self._probs[node])
+        for sibling in self._children[self._parents[node] + 1].values():
+            if sibling != node:
+                self._probs[sibling] = min(self._probs[sibling], left)
+
+    def best(self, root: int, chain: Sequence[int], nodes: int, depth: int) -> TokenTree:
+        """The tree behind node `root` that a review gets: `chain`, the row's own drafts, then the
+        nodes with the most probable paths, `nodes` in all, none deeper than `depth` tokens.
+
+        The likeliest path comes first, so that an accepted one mostly stands where it belongs.
+        """
+        picked = self._picked(root, chain, min(nodes, MAX_NODES), depth)
+        order = self._likeliest_first(root, chain, picked)
+        number = {node: j for j, node in enumerate(order)}
+        return TokenTree(
+            [self._tokens[node] for node in order],
+            [number.get(self._parents[node], ROOT) for node in order],
+            [self._probs[node] for node in order],
+            [self._sources[node] for node in order],
+        )
+
+    def _picked(self, root: int, chain: Sequence[int], nodes: int, depth: int) -> list[int]:
+        """Nodes in the order of choice: the chain, then by path probability."""
+        picked = list(chain)
+        heap: list[tuple[float, int, int]] = []
+
+        def offer(parent: int, prob: float, tokens: int) -> None:
+            if tokens < depth:
+                for child in self._children[parent + 1].values():
+                    if child not in in_chain:
+                        heapq.heappush(heap, (-prob * self._probs[child], child, tokens + 1))
+
+        in_chain = set(chain)
+        above, prob = root, 1.0
+        for tokens, node in enumerate((*chain, ROOT)):
+            offer(above, prob, tokens)
+            above, prob = node, prob * self._probs[node] if node != ROOT else 0.0
+        while heap and len(picked) < nodes:
+            negative, node, tokens = heapq.heappop(heap)
+            picked.append(node)
+            offer(node, -negative, tokens)
+        return picked
+
+    def _likeliest_first(self, root: int, chain: Sequence[int], picked: list[int]) -> list[int]:
+        """The chain, continued by the first picked child of each node, then the others."""
+        order = list(chain)
+        last = chain[-1] if chain else root
+        for node in picked[len(chain) :]:
+            if self._parents[node] == last:
+                order.append(node)
+                last = node
+        first = set(order)
+        return order + [node for node in picked if node not in first]
