@@ -25,8 +25,8 @@ class Occurrence(NamedTuple):
 
 
 def occurrences(text: Sequence[int], count: int) -> list[Occurrence]:
-    """Up to `count` earlier occurrences of the longest suffixes of `text` that are followed by
-    different tokens, longest first, the latest first among equals."""
+    """Up to `count` earlier occurrences of suffixes of `text`, longest first, the latest
+    first among equals."""
     memory = array("i", text).tobytes()
     last, size = memory[-4:], len(text)
     found: list[Occurrence] = []
@@ -43,7 +43,4 @@ def occurrences(text: Sequence[int], count: int) -> list[Occurrence]:
         found.append(Occurrence(index + 1, matched))
         end = at
     found.sort(key=lambda o: (-o.matched, -o.next))
-    different: dict[int, Occurrence] = {}
-    for each in found:
-        different.setdefault(text[each.next], each)
-    return list(different.values())[:count]
+    return found[:count]

@@ -111,10 +111,11 @@ class TokenTrie:
         probs: Sequence[float],
         source: int,
     ) -> None:
-        """A tree in flat form, its root at node `parent`."""
+        """A tree in flat form, its root at node `parent`; `probs` are of whole paths."""
         nodes: list[int] = []
         for token, above, prob in zip(tokens, parents, probs, strict=True):
-            nodes.append(self.add(parent if above == ROOT else nodes[above], token, prob, source))
+            share = prob if above == ROOT else prob / probs[above] if probs[above] > 0.0 else 0.0
+            nodes.append(self.add(parent if above == ROOT else nodes[above], token, share, source))
 
     def overrule(self, node: int) -> None:
         """A level put `node` in place of its siblings: they share what it left them."""

@@ -72,7 +72,7 @@ void bind_program(py::module_& m) {
           [](Program& p, const std::vector<int>& rows, const std::vector<int>& starts,
              const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded,
              std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> trees) {
-            std::vector<DraftTree> drafts;
+            std::vector<FedTree> drafts;
             for (auto& [tokens, parents] : trees)
               drafts.push_back({std::move(tokens), std::move(parents)});
             p.run(rows, starts, counts, logits, left_padded, drafts);

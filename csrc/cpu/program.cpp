@@ -208,7 +208,7 @@ std::vector<uint64_t> tree_ancestors(const std::vector<int32_t>& parents) {
 
 void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
                   const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded,
-                  const std::vector<DraftTree>& trees) {
+                  const std::vector<FedTree>& trees) {
   const size_t sequences = rows.size();
   CE_CHECK(starts.size() == sequences && counts.size() == sequences && logits.size() == sequences &&
                (trees.empty() || trees.size() == sequences),
@@ -220,7 +220,7 @@ void Program::run(const std::vector<int>& rows, const std::vector<int>& starts,
   ids_.clear();
   positions_.clear();
   logit_rows_.clear();
-  const DraftTree none;
+  const FedTree none;
   const int width =
       left_padded && sequences > 0 ? *std::max_element(counts.begin(), counts.end()) : 0;
   for (size_t s = 0; s < sequences; ++s) {
@@ -253,7 +253,7 @@ const int32_t* Program::checked_table(int row, int64_t end) const {
 }
 
 void Program::add_sequence(int row, int start, int count, int logits, int padding,
-                           const DraftTree& tree) {
+                           const FedTree& tree) {
   const int32_t* table = checked_table(row, int64_t{start} + count);
   const int nodes = static_cast<int>(tree.parents.size());
   CE_CHECK(tree.tokens.size() == tree.parents.size() && nodes <= count, "row ", row, ": a tree of ",

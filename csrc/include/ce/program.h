@@ -27,7 +27,7 @@ class Scratch {
 
 // Tokens drafted behind a row, as a tree: node j is a child of node parents[j] < j, or of the token
 // before the tree (-1).
-struct DraftTree {
+struct FedTree {
   std::vector<int32_t> tokens;
   std::vector<int32_t> parents;
 };
@@ -69,7 +69,7 @@ class Program {
   // tokens of the bound row, node j at the position of its depth.
   void run(const std::vector<int>& rows, const std::vector<int>& starts,
            const std::vector<int>& counts, const std::vector<int>& logits, bool left_padded,
-           const std::vector<DraftTree>& trees);
+           const std::vector<FedTree>& trees);
 
   // Moves the keys and values of a path through a tree from slots base + path[i] to base + i, in
   // all layers. path ascends, so that nothing is overwritten before it is moved.
@@ -87,7 +87,7 @@ class Program {
     Scratch memory;
     void* data = nullptr;
   };
-  void add_sequence(int row, int start, int count, int logits, int padding, const DraftTree& tree);
+  void add_sequence(int row, int start, int count, int logits, int padding, const FedTree& tree);
   const int32_t* checked_table(int row, int64_t end) const;
   const Buffer& checked(int id, DType dtype, int64_t cols, const char* what) const;
   const Buffer& at(int id) const;
