@@ -10,7 +10,7 @@ import pytest
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.cache import PageTable
-from cascade_engine.policy import Policy
+from cascade_engine.policy import Action, Policy, RowState
 from tests.data import data_path
 
 POLICIES: list[Policy] = [
@@ -18,7 +18,19 @@ POLICIES: list[Policy] = [
     FixedCascade([[0, 10], [0, 10]]),
     FixedCascade([[5, 3], [0, 6]], lenience=3.0),
     FixedCascade([[4, 0], [0, 0]]),
+    FixedCascade([[0, 10], [0, 10]], tree=24),
+    FixedCascade([[5, 3], [0, 6]], lenience=3.0, tree=(64, 9), siblings=2),
 ]
+
+
+class Mixed(FixedCascade):
+    """Trees for some rows and chains for others, in the same passes."""
+
+    def next_action(self, row: RowState) -> Action:
+        chosen = POLICIES[1 + row.frontier[0] % (len(POLICIES) - 1)]
+        return chosen.next_action(row)
+
+
 BEGINNINGS = [
     "Once upon a time, there was a little girl named Lily. She loved to play with her dog.",
     "Once upon a time, there was a little girl named Lily. She loved to play with her cat, Tom.",
@@ -74,7 +86,7 @@ class Schedule:
         self.engine = Engine.load(
             data_path("stories260k"),
             [data_path("llama2xs")],
-            policy=rng.choice(POLICIES),
+            policy=rng.choice([*POLICIES, Mixed([[4, 0], [0, 0]])]),
             threads=1,
             max_rows=rng.choice([1, 3, 8]),
             max_context=120,

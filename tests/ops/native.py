@@ -105,7 +105,24 @@ class Rows:
         allowed: Sequence[int] = (),
         logit_rows: int = -1,
     ) -> list[tuple[int, int]]:
-        verdicts = _C.accept(
+        verdicts = self.accept_trees(
+            ctx, rows, frontiers, lengths, samplers, lenience, allowed, logit_rows, ()
+        )
+        return [(accepted, token) for accepted, token, _ in verdicts]
+
+    def accept_trees(
+        self,
+        ctx: _C.CpuContext,
+        rows: Sequence[int],
+        frontiers: Sequence[int],
+        lengths: Sequence[int],
+        samplers: Sequence[_C.Sampler],
+        lenience: float,
+        allowed: Sequence[int],
+        logit_rows: int,
+        trees: Sequence[tuple[list[int], list[int], list[float]]],
+    ) -> list[tuple[int, int, list[int]]]:
+        return _C.accept(
             ctx,
             self.logits.data_ptr(),
             self.logits.stride(0),
@@ -120,8 +137,8 @@ class Rows:
             lenience,
             list(allowed),
             logit_rows,
+            list(trees),
         )
-        return [(accepted, token) for accepted, token, _ in verdicts]
 
 
 def propose(

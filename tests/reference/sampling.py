@@ -101,16 +101,21 @@ def distribution(values: Sequence[float], p: Params) -> Distribution:
     return Distribution({i: weights[i] / total for i in order}, FILTER_SCALE * margin)
 
 
-def choose(values: Sequence[float], position: int, p: Params) -> tuple[int, float]:
-    """The token of the `exact` rule and its lead over the runner-up (0: an exact tie)."""
+def ranking(values: Sequence[float], position: int, p: Params) -> list[tuple[int, float]]:
+    """What the `exact` rule compares, (token, score), best first, ties to the lowest id."""
     if p.temperature == 0:
         scores = {i: value for i, value in enumerate(values) if value > -INF}
     else:
         noise = philox.gumbel_row(len(values), position, p.seed, p.sample_index)
         kept = distribution(values, p).probs
         scores = {i: values[i] / as_float32(p.temperature) + noise[i] for i in kept}
-    ranked = sorted(scores, key=lambda i: (-scores[i], i))
-    return ranked[0], scores[ranked[0]] - scores[ranked[1]] if len(ranked) > 1 else INF
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def choose(values: Sequence[float], position: int, p: Params) -> tuple[int, float]:
+    """The token of the `exact` rule and its lead over the runner-up (0: an exact tie)."""
+    ranked = ranking(values, position, p)
+    return ranked[0][0], ranked[0][1] - ranked[1][1] if len(ranked) > 1 else INF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,3 +156,51 @@ def review(
                 continue
         return Review(j, [*row, own], [*given, dist.probs[own]], margin)
     raise AssertionError("a review ends with the level's own token")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Drafted nodes: a token, a parent (-1: the row's last token), the drafter's probability."""
+
+    tokens: list[int]
+    parents: list[int]
+    probs: list[float]
+
+    def children(self, node: int) -> list[int]:
+        return [j for j, parent in enumerate(self.parents) if parent == node]
+
+
+def review_tree(
+    logits: Sequence[Sequence[float]],
+    prefix: Sequence[int],
+    tree: Tree,
+    p: Params,
+    lenience: float,
+    allowed: Sequence[Sequence[bool]] | None = None,
+) -> tuple[list[int], Review]:
+    """The accepted nodes, and what they leave; logits[0] predicts the token after the prefix,
+    logits[1 + j] the one after node j."""
+    path, row, given, margin = [], list(prefix), [], INF
+    node = -1
+    while True:
+        values = processed(logits[node + 1], row, p, None if allowed is None else allowed[node + 1])
+        dist = distribution(values, p)
+        own, lead = choose(values, len(row), p)
+        margin = min(margin, lead, dist.margin)
+        children = tree.children(node)
+        chosen = [c for c in children if tree.tokens[c] == own]
+        if not chosen and lenience > 1 and children:
+            prob = {c: dist.probs.get(tree.tokens[c], 0.0) for c in children}
+            bars = {c: tree.probs[c] / lenience for c in children}
+            margin = min([margin, *(FILTER_SCALE * abs(prob[c] - bars[c]) for c in children)])
+            passing = sorted((c for c in children if prob[c] > bars[c]), key=lambda c: -prob[c])
+            if len(passing) > 1:
+                margin = min(margin, FILTER_SCALE * (prob[passing[0]] - prob[passing[1]]))
+            chosen = passing[:1]
+        if not chosen:
+            tokens = [*row, own]
+            return path, Review(len(path), tokens, [*given, dist.probs[own]], margin)
+        node = chosen[0]
+        path.append(node)
+        row.append(tree.tokens[node])
+        given.append(dist.probs.get(row[-1], 0.0) if lenience > 1 else tree.probs[node])
