@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 
 MAX_NODES = 64
 """Nodes of one reviewed tree: native code keeps a bit for each."""
@@ -73,13 +74,17 @@ class TokenTrie:
         self._probs: list[float] = []
         self._sources: list[int] = []
         self._children: list[dict[int, int]] = [{}]
-        """Token -> node, of the root at 0 and of node j at j + 1."""
+        """Token -> node, of the root at 0 and of node j at j + 1; as far as `_index` has come."""
+        self._ranked = False
+        """The nodes are one tree that came best first, and nothing else."""
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     def add(self, parent: int, token: int, prob: float, source: int) -> int:
         """The node of `token` behind node `parent` (or ROOT), new or not."""
+        self._index()
+        self._ranked = False
         siblings = self._children[parent + 1]
         node = siblings.get(token)
         if node is None:
@@ -112,13 +117,22 @@ class TokenTrie:
         source: int,
     ) -> None:
         """A tree in flat form, its root at node `parent`; `probs` are of whole paths."""
+        shares = [
+            prob if above == ROOT else prob / probs[above] if probs[above] > 0.0 else 0.0
+            for above, prob in zip(parents, probs, strict=True)
+        ]
+        if not self._tokens and parent == ROOT:
+            self._tokens, self._parents, self._probs = list(tokens), list(parents), shares
+            self._sources = [source] * len(shares)
+            self._ranked = all(a >= b for a, b in pairwise(probs))
+            return
         nodes: list[int] = []
-        for token, above, prob in zip(tokens, parents, probs, strict=True):
-            share = prob if above == ROOT else prob / probs[above] if probs[above] > 0.0 else 0.0
+        for token, above, share in zip(tokens, parents, shares, strict=True):
             nodes.append(self.add(parent if above == ROOT else nodes[above], token, share, source))
 
     def overrule(self, node: int) -> None:
         """A level put `node` in place of its siblings: they share what it left them."""
+        self._index()
         left = max(0.0, 1.0 - self._probs[node])
         for sibling in self._children[self._parents[node] + 1].values():
             if sibling != node:
@@ -130,7 +144,11 @@ class TokenTrie:
 
         The likeliest path comes first, so that an accepted one mostly stands where it belongs.
         """
-        picked = self._picked(root, chain, min(nodes, MAX_NODES), depth)
+        nodes = min(nodes, MAX_NODES)
+        if self._ranked and not chain:
+            picked = self._leading(nodes, depth)
+        else:
+            picked = self._picked(root, chain, nodes, depth)
         order = self._likeliest_first(root, chain, picked)
         number = {node: j for j, node in enumerate(order)}
         return TokenTree(
@@ -140,8 +158,25 @@ class TokenTrie:
             [self._sources[node] for node in order],
         )
 
+    def _index(self) -> None:
+        """Every node stands among its parent's children."""
+        for node in range(len(self._children) - 1, len(self._tokens)):
+            self._children[self._parents[node] + 1][self._tokens[node]] = node
+            self._children.append({})
+
+    def _leading(self, nodes: int, depth: int) -> list[int]:
+        """The first nodes of a tree that came in the order of choice."""
+        picked: list[int] = []
+        depths: list[int] = []
+        for node, parent in enumerate(self._parents):
+            depths.append(1 if parent == ROOT else depths[parent] + 1)
+            if depths[-1] <= depth and len(picked) < nodes:
+                picked.append(node)
+        return picked
+
     def _picked(self, root: int, chain: Sequence[int], nodes: int, depth: int) -> list[int]:
         """Nodes in the order of choice: the chain, then by path probability."""
+        self._index()
         picked = list(chain)
         heap: list[tuple[float, int, int]] = []
 

@@ -168,3 +168,54 @@ def test_the_answer_ends_at_the_context(drafters: dict[str, Path]) -> None:
         result = engine.generate(PROMPTS[0], params)[0]
         assert result.finish_reason == "length"
         assert len(result.prompt_token_ids) + len(result.token_ids) == 40
+
+
+def test_trees_save_passes(drafters: dict[str, Path]) -> None:
+    """They are at work in these tests, each source of branches by itself."""
+    target = data_path("stories260k")
+    params = SamplingParams(max_tokens=100, ignore_eos=True)
+
+    def calls(drafts: list[Path], policy: FixedCascade, params: SamplingParams) -> int:
+        engine = Engine.load(target, drafts, policy=policy)
+        return sum(engine.generate(p, params)[0].stats.target_calls for p in PROMPTS)
+
+    chain = calls([], FixedCascade([[10]]), params)
+    tree = calls([], FixedCascade([[10]], tree=32), params)
+    assert tree < chain
+    sampled = SamplingParams(max_tokens=100, temperature=1.0, seed=3, ignore_eos=True)
+    for each in (params, sampled):
+        drafts, k_matrix = [drafters["llama2xs"]], [[4, 0], [0, 0]]
+        without = calls(drafts, FixedCascade(k_matrix, tree=5), each)
+        siblings = calls(drafts, FixedCascade(k_matrix, tree=24, siblings=3), each)
+        assert siblings < 0.95 * without
+
+
+def test_trees_reach_the_end_of_the_context_and_of_the_cache(drafters: dict[str, Path]) -> None:
+    """The last tokens of a full context, in a cache that has no page to spare."""
+    target = data_path("stories260k")
+    for context in (31, 32, 33, 48):
+        params = SamplingParams(max_tokens=1000, ignore_eos=True)
+        plain = Engine.load(target, policy=PlainDecoding(), max_context=context)
+        expected = plain.generate(PROMPTS[0], params)[0]
+        policy = FixedCascade([[4, 0], [0, 4]], tree=(64, 20), siblings=3)
+        engine = Engine.load(
+            target, [drafters["all-knowing"]], policy=policy, max_context=context, max_rows=1
+        )
+        assert engine.neural[0].pages.pages == -(-context // 16)
+        result = engine.generate(PROMPTS[0], params)[0]
+        assert result.token_ids == expected.token_ids
+        assert result.finish_reason == "length"
+        engine.check_integrity()
+
+
+def test_each_token_tells_who_drafted_it(drafters: dict[str, Path]) -> None:
+    """An all-knowing draft's runners-up are never needed; its own tokens are its own."""
+    policy = FixedCascade([[7, 0], [0, 0]], tree=20, siblings=1)
+    engine = Engine.load(data_path("stories260k"), [drafters["all-knowing"]], policy=policy)
+    result = engine.generate(PROMPTS[0], SamplingParams(max_tokens=81, ignore_eos=True))[0]
+    levels = result.stats.levels
+    assert [result.sources.count(level) for level in range(3)] == [each.accepted for each in levels]
+    assert levels[1].accepted > 60
+    stats = engine.stats()["levels"]
+    assert sum(stats[1]["accepted"]) >= levels[1].accepted
+    assert all(sum(each["accepted"]) <= sum(each["drafted"]) for each in stats)

@@ -107,6 +107,32 @@ def test_the_trie_merges_as_sets_of_paths_do(seed: int) -> None:
     assert tree.reach == max(map(len, paths), default=0)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_one_tree_that_came_best_first_is_merged_alike(seed: int) -> None:
+    """The way that spares the merge gives what the merge gives."""
+    rng = random.Random(seed)
+    tokens, parents, probs = [], [], []
+    for j in range(rng.randint(0, 64)):
+        tokens.append(j)
+        parents.append(rng.randrange(-1, j))
+        above = probs[parents[j]] if parents[j] >= 0 else 1.0
+        probs.append(min(above, probs[-1] if probs else 1.0) * rng.uniform(0.8, 0.99))
+    short, long = TokenTrie(), TokenTrie()
+    short.add_tree(ROOT, tokens, parents, probs, 3)
+    one = [long.add(ROOT, 99, 0.0, 4)]  # the least likely of all
+    long.add_tree(ROOT, tokens, parents, probs, 3)
+    for nodes, depth in ((64, 64), (10, 64), (64, 2), (5, 3)):
+        ours, merged = short.best(ROOT, (), nodes, depth), long.best(ROOT, (), nodes, depth)
+        keep = len(ours)
+        assert merged.tokens[:keep] == ours.tokens
+        assert merged.parents[:keep] == ours.parents
+        assert [round(p, 9) for p in merged.probs[:keep]] == [round(p, 9) for p in ours.probs]
+    node = short.add(ROOT, 99, 0.0, 4)
+    assert (node, len(short), len(one)) == (len(tokens), len(tokens) + 1, 1)
+    again = short.best(ROOT, (), 64, 64)
+    assert again.tokens[: len(tokens)] == long.best(ROOT, (), 64, 64).tokens[: len(tokens)]
+
+
 def test_the_likeliest_path_comes_first() -> None:
     trie = TokenTrie()
     trie.add_tree(ROOT, [5, 6, 7, 8], [-1, -1, 0, 2], [0.5, 0.45, 0.4, 0.3], 1)

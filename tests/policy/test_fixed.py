@@ -106,6 +106,44 @@ def test_plain_decoding_always_reviews() -> None:
     assert PlainDecoding().next_action(RowState((4, 4), 4, FAR)) == Review(0)
 
 
+def test_a_tree_takes_the_place_of_the_targets_statistical_segment() -> None:
+    policy = FixedCascade([[10]], tree=32)
+    state = RowState((4,), 4, FAR)
+    assert policy.next_action(state) == Draft(1, 32, 32)
+    assert policy.next_action(state._replace(widened=True)) == Review(0, 32)
+    assert policy.next_action(state._replace(room=3)) == Draft(1, 3, 32)
+    assert policy.next_action(state._replace(room=0)) == Review(0)
+
+
+def test_drafts_come_before_the_targets_tree() -> None:
+    policy = FixedCascade([[5, 3], [0, 8]], tree=(32, 6), siblings=2)
+    state = RowState((4, 4), 4, FAR)
+    assert policy.next_action(state) == Draft(2, 6, 6)
+    assert policy.next_action(state._replace(widened=True)) == Review(1, 6, 2)
+    vouched = RowState((4, 9), 9, FAR)
+    assert policy.next_action(vouched) == Draft(2, 32, 32)
+    assert policy.next_action(vouched._replace(widened=True)) == Review(0, 32)
+    chains = FixedCascade([[5, 3], [0, 8]], tree=32, siblings=2)
+    assert chains.next_action(state) == Draft(2, 8)
+    assert chains.next_action(state._replace(exhausted=True)) == Review(1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("tree", "siblings", "message"),
+    [
+        (65, 0, r"tree must be integers in 0\.\.64 \(nodes\), got 65"),
+        (-1, 0, "got -1"),
+        ((8, 1.5), 0, "got 1.5"),
+        ((8, 8, 8), 0, "tree has 3 entries, there are 2 reviewing levels"),
+        (8, -1, "siblings must be an integer >= 0, got -1"),
+        (0, 2, "siblings=2 are branches of a tree: give tree > 0"),
+    ],
+)
+def test_bad_trees(tree: int, siblings: int, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        FixedCascade([[5, 5], [0, 10]], tree=tree, siblings=siblings)
+
+
 def test_parse() -> None:
     assert FixedCascade.parse("13,10;0,10").k_matrix == ((13, 10), (0, 10))
 
