@@ -210,8 +210,9 @@ class Cycle:
             row.logprobs = verdict.logprobs
             if item.siblings:
                 row.add_siblings(level, verdict, self._tokens)
-            for each in self._neural:
-                each.truncate(row.slot, row.length - 1)
+            for i, each in enumerate(self._neural):
+                known = row.length - 1 if i == level else item.frontier + verdict.num_unmoved
+                each.truncate(row.slot, min(known, row.length - 1))
         seconds = time.perf_counter() - begin
         self.stats.count_pass(level, len(rows), seconds)
         for row in rows:

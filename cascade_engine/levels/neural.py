@@ -119,8 +119,17 @@ class NeuralLevel:
             if item.tree is not None:
                 self._commit(item, path, item.frontier + num_accepted)
         return [
-            Verdict(num_accepted, token, logprobs.get(i, ()), path, siblings.get(i, ()))
-            for i, (num_accepted, token, path) in enumerate(verdicts)
+            Verdict(
+                num_accepted,
+                token,
+                logprobs.get(i, ()),
+                path,
+                num_accepted if item.tree is None else _unmoved(path),
+                siblings.get(i, ()),
+            )
+            for i, (item, (num_accepted, token, path)) in enumerate(
+                zip(items, verdicts, strict=True)
+            )
         ]
 
     def fork(self, source: int, target: int, tokens: int) -> None:
@@ -192,7 +201,7 @@ class NeuralLevel:
     def _commit(self, item: ReviewItem, path: list[int], end: int) -> None:
         """Keys and values of an accepted path go to the slots of their positions, which are this
         row's own: `_feed` reserved them."""
-        if path != list(range(len(path))):
+        if _unmoved(path) < len(path):
             self._program.commit(item.slot, item.frontier, path)
         self.pages.truncate(item.slot, end)
 
@@ -228,6 +237,12 @@ class NeuralLevel:
         self._program.run(slots, starts, counts, logits, self._left_padded, trees)
         for slot, end in zip(slots, ends, strict=True):
             pages.length[slot] = end
+
+
+def _unmoved(path: Sequence[int]) -> int:
+    """Leading nodes of a path that stand in the slots of their positions: a tree begins with the
+    row's own drafts."""
+    return next((i for i, node in enumerate(path) if node != i), len(path))
 
 
 def _positions(judged: Sequence[_Judged]) -> dict[str, Any]:

@@ -100,6 +100,9 @@ class Verdict:
     """Of the kept tokens and the own one, where asked for."""
     path: Sequence[int] = ()
     """Of a tree: the nodes kept."""
+    num_unmoved: int = 0
+    """Of the kept tokens: leading ones that stood in the row at these positions, so that other
+    levels' caches hold them."""
     siblings: Sequence[Sequence[tuple[int, float]]] = ()
     """At the position of each kept token and of the own one, where asked for: tokens that the level
     would have chosen next, with their probabilities."""

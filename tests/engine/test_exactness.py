@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
-from cascade_engine.levels import neural
+from cascade_engine.levels import NeuralLevel, TokenRows, neural
+from cascade_engine.ops import CpuBackend
 from tests.data import data_path
 from tests.models.support import random_llama
+from tests.ops.support import assert_same_bits, cached
 
 PROMPTS = [
     "Once upon a time, there was a little girl named Lily.",
@@ -168,6 +170,43 @@ def test_the_answer_ends_at_the_context(drafters: dict[str, Path]) -> None:
         result = engine.generate(PROMPTS[0], params)[0]
         assert result.finish_reason == "length"
         assert len(result.prompt_token_ids) + len(result.token_ids) == 40
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_cache_holds_the_row(drafters: dict[str, Path], temperature: float) -> None:
+    """After each step the keys and values of all levels are those of the row's tokens. Breaks when
+    a path that left the row's own drafts leaves another level with the tokens it replaced."""
+    engine = Engine.load(
+        data_path("stories260k"),
+        [drafters["llama2xs"], drafters["random"]],
+        policy=FixedCascade([[4, 0, 0], [0, 2, 0], [0, 0, 3]], tree=(40, 12), siblings=4),
+        threads=1,
+        max_rows=2,
+        reuse_cache=False,
+    )
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=1, ignore_eos=True)
+    for prompt in PROMPTS[:2]:
+        engine.add_request(prompt, params)
+    replaced = 0
+    while engine.has_work():
+        engine.step()
+        for row in engine._cycle.slots.running:
+            replaced += sum(level == 1 for level in row.sources)
+            for level in engine.neural:
+                length = level.pages.length[row.slot]
+                kept = cache_of(level, row.slot, length)
+                tokens = level.rows.read(row.slot, 0, row.length)
+                fresh = NeuralLevel(
+                    "", level.weights, CpuBackend(1), TokenRows(1, 512), 256, 256, level.vocab_size
+                )
+                fresh.rows.write(0, tokens)
+                fresh.prefill(0, length)
+                assert_same_bits(kept, cache_of(fresh, 0, length), level.name)
+    assert replaced
+
+
+def cache_of(level: NeuralLevel, slot: int, length: int) -> torch.Tensor:
+    return cached(level.storage.data, level.pages.block_table[slot], length, level.storage.kv_heads)
 
 
 def test_trees_save_passes(drafters: dict[str, Path]) -> None:
