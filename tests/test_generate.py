@@ -40,7 +40,8 @@ def test_compare_reports_identity_and_speed(tmp_path: Path) -> None:
     stats = tmp_path / "stats.json"
     done = run(
         *("--target", data_path("stories260k"), "--draft", data_path("llama2xs")),
-        *("--k-matrix", "4,4;0,6", "--lenience", 2, "--temperature", 0.8, "--seed", 5),
+        *("--k-matrix", "4,4;0,6", "--lenience", 2, "--tree", "16,5", "--siblings", 2),
+        *("--temperature", 0.8, "--seed", 5),
         *("--max-new-tokens", 40, "--compare", "--stats-json", stats, PROMPT),
     )
     assert done.returncode == 0, done.stderr
