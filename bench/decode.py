@@ -5,8 +5,9 @@ weights.
     python -m bench.decode --shape 110m --dtype bf16 --peers hf,llamacpp --json FILE
 
 One row at a context of --context tokens. "1" is a plain decoding step; "k" is a review of k tokens:
-one forward pass over them with logits for each. All cases run interleaved; medians are printed, and
-ratios are medians of the ratio round by round. A peer is timed only if its logits agree with ours.
+one forward pass over them with logits for each; "tree k" of as many nodes of a tree, two children
+to a node. All cases run interleaved; medians are printed, and ratios are medians of the ratio round
+by round. A peer is timed only if its logits agree with ours.
 With --dtype int8 the engine also runs in bfloat16, transformers runs in bfloat16, and llama.cpp
 with Q8_0 weights.
 """
@@ -36,6 +37,7 @@ from cascade_engine.errors import CascadeError
 from cascade_engine.ops.cpu import default_threads
 
 REVIEWS = (1, 2, 4, 8, 16, 32, 64)
+TREES = (16, 32, 64)
 PEERS = ("hf", "llamacpp")
 OUTSIDE_TOKENS, OUTSIDE_REPEATS = 64, 5
 
@@ -92,6 +94,8 @@ def measure_steps(
     for name, runner in {"ours": ours, **peers}.items():
         for k in REVIEWS:
             cases[f"{name} {k}"] = lambda runner=runner, k=k: runner.step(k)  # type: ignore[misc]
+    for k in TREES:
+        cases[f"tree {k}"] = lambda k=k: ours.tree(k)  # type: ignore[misc]
     times = interleaved(cases, rounds)
     read_rate = [ceiling.num_bytes / t for t in times["read ceiling"]]
     step_rate = [ours.bytes_per_step() / t for t in times["ours 1"]]
@@ -103,6 +107,9 @@ def measure_steps(
         "review_over_decode": {
             str(k): paired_ratio(times[f"ours {k}"], times["ours 1"]) for k in REVIEWS
         },
+    }
+    found["tree_over_decode"] = {
+        str(k): paired_ratio(times[f"tree {k}"], times["ours 1"]) for k in TREES
     }
     for name in peers:
         both = {k: (times[f"ours {k}"], times[f"{name} {k}"]) for k in REVIEWS}
@@ -148,6 +155,9 @@ def show(report: Mapping[str, Any]) -> None:
             )
             line += f" {times[f'{name} {k}']['median']:12.3f} {ratio:13.2f}"
         print(line)
+    for k in TREES:
+        own = times[f"tree {k}"]["median"]
+        print(f"tree {k} {own:9.3f} {report['tree_over_decode'][str(k)]['median']:15.2f}")
     prefill = report[f"prefill_{PREFILL}_milliseconds"]
     line = f"prefill of {PREFILL}: {prefill['ours']['median']:.1f} ms"
     for name in peers:

@@ -85,6 +85,13 @@ class Ours:
         self.level.truncate(0, self.context)
         self.level._feed([0], [self.context + tokens], [tokens])
 
+    def tree(self, nodes: int) -> None:
+        """A step over a tree of so many nodes, two children to each, instead of a chain."""
+        self.level.truncate(0, self.context)
+        parents = [-1, *((node - 1) // 2 for node in range(1, nodes))]
+        end = self.context + nodes
+        self.level._feed([0], [end], [nodes], end, [(list(range(3, 3 + nodes)), parents)])
+
     def prefill(self) -> None:
         self.level.truncate(0, 0)
         self.level._feed([0], [PREFILL], [1])

@@ -231,7 +231,7 @@ class Cycle:
         """The rows' drafts as chains or trees. Branches never cost another row its pages: they fit
         what is free, or stay away."""
         neural = self._neural[level]
-        spare = neural.pages.free_pages
+        spare = neural.pages.available_pages
         spare -= sum(neural.pages.missing(row.slot, row.length) for row, _ in reviews)
         items = []
         for row, action in reviews:

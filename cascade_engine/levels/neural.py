@@ -207,14 +207,14 @@ class NeuralLevel:
 
     def _feed_items(self, items: Sequence[ReviewItem]) -> None:
         """What this level has not seen of each row, with logits from before the frontier on."""
+        slots = [item.slot for item in items]
+        ends = [item.frontier + item.drafted for item in items]
+        logits = [item.drafted + 1 for item in items]
         trees = [NO_NODES if i.tree is None else (i.tree.tokens, i.tree.parents) for i in items]
-        self._feed(
-            [item.slot for item in items],
-            [item.frontier + item.drafted for item in items],
-            [item.drafted + 1 for item in items],
-            max((item.reach for item in items), default=0),
-            trees if any(tokens for tokens, _ in trees) else [],
-        )
+        if not any(tokens for tokens, _ in trees):
+            self._feed(slots, ends, logits)
+        else:
+            self._feed(slots, ends, logits, max(item.reach for item in items), trees)
 
     def _feed(
         self,

@@ -12,7 +12,7 @@ import torch
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.errors import CapacityError
-from cascade_engine.levels import NeuralLevel, ReviewItem, TokenRows, neural
+from cascade_engine.levels import NeuralLevel, ReviewItem, TokenRows, TokenTree, neural
 from cascade_engine.models.llama import LlamaWeights
 from cascade_engine.ops import CpuBackend, Sampler
 from tests.models.support import random_llama
@@ -246,3 +246,33 @@ def test_a_draft_past_its_context_sleeps(tmp_path: Path, monkeypatch: pytest.Mon
     assert engine.generate([1, 2, 3], params)[0].token_ids == expected
     assert 44 <= max(lengths) <= 48
     engine.check_integrity()
+
+
+def test_a_tree_may_be_wider_than_the_context_but_not_deeper(
+    weights: LlamaWeights, oracle: Oracle
+) -> None:
+    """Its nodes take slots past the context's end; the refusal of a deeper one changes nothing.
+    Another row shares the pages that the accepted path is moved in, and keeps what is its own."""
+    rng, level = random.Random(5), make_level(weights, context=50)
+    row = random_tokens(rng, 45)
+    own = oracle.verdict(row, 45)[1]
+    level.rows.write(0, row)
+    level.prefill(0, 44)
+    level.fork(0, 1, 44)
+    others = [token for token in range(VOCAB) if token != own][:40]
+    after = oracle.verdict([*row, own], 46)[1]
+    tokens, parents = [*others, own, after], [*[-1] * 41, 40]
+    wide = TokenTree(tokens, parents, [1.0] * 42, [1] * 42)
+    deep = TokenTree([1] * 6, list(range(-1, 5)), [1.0] * 6, [1] * 6)
+    with pytest.raises(CapacityError, match="51 tokens do not fit a row of 50"):
+        level.review([ReviewItem(0, 45, 45, GREEDY, tree=deep)], 1.0)
+    assert level.pages.length[:2] == [44, 44]
+    [verdict] = level.review([ReviewItem(0, 45, 45, GREEDY, tree=wide)], 1.0)
+    assert (verdict.num_accepted, list(verdict.path), verdict.num_unmoved) == (2, [40, 41], 0)
+    assert level.pages.length[0] == 47
+    level.pages.check_integrity()
+    grown = [*row, own, after, verdict.token]
+    assert level.rows.read(0, 0, 48) == grown
+    assert review(level, 0, grown, 48) == oracle.verdict(grown, 48)
+    forked = [*row[:44], 7, 8, 9]
+    assert review(level, 1, forked, 46) == oracle.verdict(forked, 46)
