@@ -27,7 +27,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_report_holds_every_figure(report: dict[str, Any]) -> None:
     assert_sane(report)
     steps = {f"{who} {k}" for who in ("ours", "hf") for k in decode.REVIEWS}
-    assert set(report["milliseconds"]) == steps | {"read ceiling"}
+    trees = {f"tree {k}" for k in decode.TREES}
+    assert set(report["milliseconds"]) == steps | trees | {"read ceiling"}
+    assert list(report["tree_over_decode"]) == [str(k) for k in decode.TREES]
     ks = [str(k) for k in decode.REVIEWS]
     assert list(report["review_over_decode"]) == list(report["ours_over_hf"]) == ks
     assert report["review_over_decode"]["1"]["median"] == 1.0
