@@ -19,7 +19,6 @@ from cascade_engine.levels import (
     StatisticalLevel,
     TokenRows,
     TokenTree,
-    TreeProposal,
     Verdict,
 )
 from cascade_engine.policy import Draft, Policy, Review
@@ -66,6 +65,8 @@ class Cycle:
             if row.slot == NO_SLOT:
                 self.waiting.remove(row)
             else:
+                if row.counted:
+                    self._statistical.release(row.slot)
                 self.slots.release(row)
         self.stats.requests["aborted"] += len(dropped)
         return bool(dropped)
@@ -171,19 +172,28 @@ class Cycle:
 
     def _draft_trees(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         """Branches behind each row's end and, beside what was drafted, behind its final tokens."""
-        if not drafts:
-            return
-        roots = [sorted({row.final, row.length}) for row, _ in drafts]
-        proposals = [
-            TreeProposal(row.slot, root, a.nodes, a.tokens + row.length - root, row.prediction)
-            for (row, a), behind in zip(drafts, roots, strict=True)
-            for root in behind
-        ]
-        trees = iter(self._statistical.propose_trees(proposals))
-        for (row, _), behind in zip(drafts, roots, strict=True):
-            row.append_branches(
-                len(self._neural), self._tokens, behind, [next(trees) for _ in behind]
+        for row, _ in drafts:
+            self._count(row)
+        ends = [(row, row.length, a.nodes) for row, a in drafts]
+        finals = [(row, row.final, a.nodes) for row, a in drafts if row.length > row.final]
+        for roots in (ends, finals):
+            if not roots:
+                continue
+            trees = self._statistical.propose_trees(
+                [Proposal(row.slot, root, nodes, row.prediction) for row, root, nodes in roots]
             )
+            for (row, root, _), tree in zip(roots, trees, strict=True):
+                row.append_branches(len(self._neural), self._tokens, root, tree)
+
+    def _count(self, row: Row) -> None:
+        """The statistical level knows the row's final tokens; rows without trees spare this."""
+        if row.counted == 0:
+            tokens = self._tokens.read(row.slot, 0, row.final)
+            self._statistical.begin(row.slot, tokens, len(row.prompt))
+        elif row.counted < row.final:
+            tokens = self._tokens.read(row.slot, row.counted, row.final)
+            self._statistical.extend(row.slot, tokens)
+        row.counted = row.final
 
     def _review(
         self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]
@@ -282,6 +292,9 @@ class Cycle:
         out = row.emit(self._tokens.read(row.slot, row.final, row.length))
         self.stats.new_tokens += len(out.pieces)
         if out.finish_reason is not None:
+            if row.counted:
+                self._count(row)
+                self._statistical.finish(row.slot)
             self.slots.release(row)
             self.stats.requests["finished"] += 1
         return out

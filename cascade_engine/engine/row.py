@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +11,7 @@ from cascade_engine.engine.results import Piece, RunStats, StepOutput
 from cascade_engine.levels import (
     MAX_NODES,
     ROOT,
-    FlatTree,
+    DraftedTree,
     LogprobRequest,
     ReviewItem,
     TokenLogprobs,
@@ -58,6 +57,8 @@ class Row:
     slot: int = NO_SLOT
     exhausted: bool = False
     widened: bool = False
+    counted: int = 0
+    """Final tokens that the statistical level has counted; 0: none, it was not asked for trees."""
     tree: TokenTrie | None = None
     """What was drafted behind the final tokens, the row's own drafts and branches beside them;
     None while nobody asked for branches."""
@@ -145,7 +146,8 @@ class Row:
         self.started = self.started or time.perf_counter()
 
     def roll_back(self) -> None:
-        """Drops what is not final."""
+        """Drops what is not final, and the slot's statistics."""
+        self.counted = 0
         self.length = self.final
         self.frontier = [self.final] * len(self.frontier)
         del self.sources[self.final - len(self.prompt) :]
@@ -169,14 +171,13 @@ class Row:
         self.exhausted = count == 0
         self.stats.levels[level].drafted += count
 
-    def append_branches(
-        self, level: int, tokens: TokenRows, roots: Sequence[int], trees: Sequence[FlatTree]
-    ) -> None:
-        """The statistical level proposed trees behind the row's leading `roots[i]` tokens."""
+    def append_branches(self, level: int, tokens: TokenRows, root: int, tree: DraftedTree) -> None:
+        """The statistical level proposed a tree behind the row's leading `root` tokens."""
         trie, chain = self.drafts(tokens)
         before = len(trie)
-        for root, tree in zip(roots, trees, strict=True):
-            trie.add_tree([ROOT, *chain][root - self.final], *tree, source=level)
+        parent = [ROOT, *chain][root - self.final]
+        flat = (tree.tokens.tolist(), tree.parents.tolist(), tree.probs.tolist())
+        trie.add_tree(parent, *flat, level)
         self.widened = True
         self.stats.levels[level].drafted += len(trie) - before
 

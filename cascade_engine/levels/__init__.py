@@ -9,21 +9,12 @@ from cascade_engine.levels.rows import (
     Verdict,
 )
 from cascade_engine.levels.statistical import DraftedTree, Proposal, StatisticalLevel
-
-__all__ = [
-    "DraftedTree",
-from cascade_engine.levels.statistical import (
-    FlatTree,
-    Proposal,
-    StatisticalLevel,
-    TreeProposal,
-)
 from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
 
 __all__ = [
     "MAX_NODES",
     "ROOT",
-    "FlatTree",
+    "DraftedTree",
     "LogprobRequest",
     "NeuralLevel",
     "Proposal",
@@ -33,6 +24,5 @@ __all__ = [
     "TokenRows",
     "TokenTree",
     "TokenTrie",
-    "TreeProposal",
     "Verdict",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from itertools import pairwise
 
 MAX_NODES = 64
 """Nodes of one reviewed tree: native code keeps a bit for each."""
@@ -75,8 +74,8 @@ class TokenTrie:
         self._sources: list[int] = []
         self._children: list[dict[int, int]] = [{}]
         """Token -> node, of the root at 0 and of node j at j + 1; as far as `_index` has come."""
-        self._ranked = False
-        """The nodes are one tree that came best first, and nothing else."""
+        self._alone = False
+        """The nodes are one proposed tree and nothing else."""
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -84,7 +83,7 @@ class TokenTrie:
     def add(self, parent: int, token: int, prob: float, source: int) -> int:
         """The node of `token` behind node `parent` (or ROOT), new or not."""
         self._index()
-        self._ranked = False
+        self._alone = False
         siblings = self._children[parent + 1]
         node = siblings.get(token)
         if node is None:
@@ -124,7 +123,7 @@ class TokenTrie:
         if not self._tokens and parent == ROOT:
             self._tokens, self._parents, self._probs = list(tokens), list(parents), shares
             self._sources = [source] * len(shares)
-            self._ranked = all(a >= b for a, b in pairwise(probs))
+            self._alone = True
             return
         nodes: list[int] = []
         for token, above, share in zip(tokens, parents, shares, strict=True):
@@ -145,8 +144,8 @@ class TokenTrie:
         The likeliest path comes first, so that an accepted one mostly stands where it belongs.
         """
         nodes = min(nodes, MAX_NODES)
-        if self._ranked and not chain:
-            picked = self._leading(nodes, depth)
+        if self._alone and root == ROOT and len(self) <= min(nodes, depth):
+            picked = list(range(len(self)))
         else:
             picked = self._picked(root, chain, nodes, depth)
         order = self._likeliest_first(root, chain, picked)
@@ -163,16 +162,6 @@ class TokenTrie:
         for node in range(len(self._children) - 1, len(self._tokens)):
             self._children[self._parents[node] + 1][self._tokens[node]] = node
             self._children.append({})
-
-    def _leading(self, nodes: int, depth: int) -> list[int]:
-        """The first nodes of a tree that came in the order of choice."""
-        picked: list[int] = []
-        depths: list[int] = []
-        for node, parent in enumerate(self._parents):
-            depths.append(1 if parent == ROOT else depths[parent] + 1)
-            if depths[-1] <= depth and len(picked) < nodes:
-                picked.append(node)
-        return picked
 
     def _picked(self, root: int, chain: Sequence[int], nodes: int, depth: int) -> list[int]:
         """Nodes in the order of choice: the chain, then by path probability."""

@@ -8,7 +8,6 @@ import random
 import pytest
 
 from cascade_engine.levels import ROOT, TokenTree, TokenTrie
-from cascade_engine.levels.occurrences import LONGEST, occurrences
 
 Path = tuple[int, ...]
 
@@ -178,19 +177,3 @@ def test_ancestors_are_words_of_bits() -> None:
 def test_bad_trees(tokens: list[int], parents: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TokenTree(tokens, parents, [1.0] * len(tokens), [1] * len(tokens))
-
-
-def test_occurrences_are_found_as_by_looking_everywhere() -> None:
-    rng = random.Random(4)
-    for size in (1, 2, 5, 30, 200):
-        for vocab in (2, 3, 70000):
-            text = [rng.randrange(vocab) * 257 for _ in range(size)]
-            expected = []
-            for end in range(1, size):
-                matched = 0
-                while matched < min(end, LONGEST) and text[end - 1 - matched] == text[-1 - matched]:
-                    matched += 1
-                if matched:
-                    expected.append((end, matched))
-            expected = sorted(expected[::-1][:32], key=lambda o: (-o[1], -o[0]))[:8]
-            assert [tuple(o) for o in occurrences(text, 8)] == expected

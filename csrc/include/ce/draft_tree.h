@@ -17,7 +17,6 @@
 
 namespace ce {
 
-inline constexpr int kMaxTreeNodes = 64;
 // Occurrences of one context that are looked at, the latest first; successors of a table's context.
 inline constexpr int kWindow = 16;
 // A layer is left out where what is left for it is below kLeastRest, or its best path below
