@@ -1,0 +1,289 @@
+// The CUDA kernels' launchers: one struct of arguments per operation. All pointers are device
+// memory unless said otherwise; a launch never waits for the device, reads nothing from it and
+// decides nothing by it, so that a sequence of launches can be captured in a graph and replayed
+// when the memory behind the pointers holds other rows. The row-invariance contract of kernels.h
+// holds here too.
+#pragma once
+
+#include <cstdint>
+
+#include "ce/ngram.h"
+#include "ce/types.h"
+
+namespace ce::cuda {
+
+using Stream = std::uintptr_t;  // a cudaStream_t
+
+// IEEE half precision as bits.
+struct f16 {
+  uint16_t bits;
+};
+// Element types of weights, caches and matrix operands.
+enum class Element : int32_t { bf16 = 1, f16 = 2 };
+
+// Rows of one pass. Row r feeds tokens starts[r] .. starts[r] + counts[r] - 1 of token row
+// slots[r]; activation row r * width + t belongs to its t-th. slots[r] = -1 and t >= counts[r] are
+// holes: operations write zeros there or nothing, and nothing sees them.
+//
+// Token i of a row is cached at index i of its block table. Up to bases[r] the row is a chain:
+// token i stands at position i. From there on it is a tree (Miao et al., arXiv 2305.09781) of up to
+// 64 nodes numbered topologically: node j is token bases[r] + j, bit i of its ancestor word says
+// that node i is on its path (bit j is always set), and its position is bases[r] + depth.
+struct Batch {
+  int32_t rows = 0, width = 0;
+  const int32_t* slots = nullptr;   // [rows]
+  const int32_t* starts = nullptr;  // [rows]
+  const int32_t* counts = nullptr;  // [rows]
+  const int32_t* bases = nullptr;   // [rows], or null: chains
+  const uint64_t* ancestors = nullptr;  // [rows, width] where there are bases
+  const int32_t* tokens = nullptr;
+  int64_t token_stride = 0;
+  const int32_t* block_tables = nullptr;  // page of token i: block_tables[slot * stride + i / 16]
+  int64_t table_stride = 0;
+};
+
+// One layer of the paged cache: keys and values [pages][kv_heads][kPageTokens][head_dim].
+struct CacheView {
+  void* keys = nullptr;
+  void* values = nullptr;
+  Element dtype = Element::bf16;
+  int32_t kv_heads = 0, head_dim = 0;
+};
+
+// out[a, :] = table[token of activation row a, :], zeros in holes. A packed table is a matrix in
+// the layout of LinearArgs.
+struct EmbeddingArgs {
+  Batch batch;
+  const void* table;
+  Element dtype;
+  bool packed;
+  int64_t vocab, cols;
+  float* out;  // [rows * width, cols]
+};
+void embedding(const EmbeddingArgs& args, Stream stream);
+
+// out[r * logit_width + j] = x[activation row of the j-th wanted token of row r]: of the last
+// wanted[r] tokens of the row; zeros behind them.
+struct SelectArgs {
+  Batch batch;
+  const int32_t* wanted;  // [rows]
+  int32_t logit_width;
+  const float* x;
+  int64_t cols;
+  float* out;
+};
+void select_logit_rows(const SelectArgs& args, Stream stream);
+
+// out = x / sqrt(mean(x^2) + eps) * weight, statistics in float32.
+struct RmsNormArgs {
+  const float* x;  // [rows, cols]
+  const float* weight;
+  float eps;
+  int64_t rows, cols;
+  void* out;  // [rows, out_stride]
+  int64_t out_stride;
+  Element dtype;
+};
+void rms_norm(const RmsNormArgs& args, Stream stream);
+
+// out[a, c] = silu(gate_up[a, c]) * gate_up[a, cols + c]
+struct SwigluArgs {
+  const float* gate_up;  // [rows, 2 cols]
+  int64_t rows, cols;
+  void* out;  // [rows, out_stride]
+  int64_t out_stride;
+  Element dtype;
+};
+void swiglu(const SwigluArgs& args, Stream stream);
+
+// y = x W^T (+ bias), for any number of rows.
+//
+// Weights are packed in the order in which the tensor cores' registers want them: tiles of 16
+// outputs x 16 k, [n / 16][k / 16][lane][8], n padded to kLinearOutputs and k to kLinearStep with
+// zeros. With g = lane / 4 and q = lane % 4, element e of a lane is
+//   W[g + 8 (e / 2 % 2)][2 q + 8 (e / 4) + e % 2].
+//
+// Order of an output's sum: K is cut into linear_splits(n, k, multiprocessors) ranges; a range is
+// one chain of mma.sync m16n8k16 steps over ascending k; ranges are added in ascending order, then
+// the bias, then the old y. The number of rows decides nothing but how much runs at a time.
+enum class LinearOutput : int32_t {
+  store = 0,   // float32 y[r, o] = sum
+  add = 1,     // float32 y[r, o] += sum
+  swiglu = 2,  // element y[r, 8 t + i] = silu(output 16 t + i) * (output 16 t + 8 + i), i < 8
+};
+inline constexpr int kLinearOutputs = 128;
+inline constexpr int kLinearStep = 64;
+struct LinearArgs {
+  const void* weights;
+  Element dtype;
+  int64_t n, k;
+  const void* x;  // [rows, x_stride] of dtype; x_stride is a multiple of 8
+  int64_t x_stride, rows;
+  const float* bias;  // [n] in the order of the packed outputs, or null
+  LinearOutput output;
+  void* y;
+  int64_t y_stride, y_cols;  // swiglu: columns past y_cols are padding and are not written
+  float* workspace;          // linear_workspace_floats(...)
+  int32_t* counters;         // linear_counters(...) zeros; they are zeros again afterwards
+  int32_t multiprocessors;   // of the device; part of the result's definition
+};
+int linear_splits(int64_t n, int64_t k, int multiprocessors);
+int64_t linear_workspace_floats(int64_t n, int64_t k, int64_t rows, int multiprocessors);
+int64_t linear_counters(int64_t n, int64_t rows);
+void linear(const LinearArgs& args, Stream stream);
+
+// cos and sin of position * inv_freq, [rows * width, half].
+struct RopeAnglesArgs {
+  Batch batch;
+  const float* inv_freq;
+  int32_t half;
+  float *cos, *sin;
+};
+void rope_angles(const RopeAnglesArgs& args, Stream stream);
+
+// Rotates queries and keys (pairs i and i + head_dim / 2), stores keys and values in the cache and
+// queries in a matrix of their own.
+struct RopeStoreArgs {
+  Batch batch;
+  const float* qkv;  // [rows * width, (heads + 2 kv_heads) * head_dim]
+  const float* cos;  // [rows * width, head_dim / 2], or null: no rotation
+  const float* sin;
+  int32_t heads;
+  CacheView cache;
+  void* queries;  // [rows * width, heads * head_dim]
+};
+void rope_store(const RopeStoreArgs& args, Stream stream);
+
+// The accepted path of each row moves down: node path[r, i] to index bases[r] + i, for i <
+// path_lengths[r], in all `planes` (layers x keys and values) of the cache. Ascending paths never
+// overwrite what they still need.
+struct CommitArgs {
+  Batch batch;  // slots, bases, block tables
+  const int32_t* paths;         // [rows, path_stride]
+  const int32_t* path_lengths;  // [rows]
+  int32_t path_stride;
+  void* cache;  // plane p starts p * plane_elements elements on
+  int64_t planes, plane_elements;
+  int32_t kv_heads, head_dim;
+};
+void commit_path(const CommitArgs& args, Stream stream);
+
+// Whole pages, in all planes: from pairs[i][0] to pairs[i][1]; a pair with -1 is skipped.
+struct CopyPagesArgs {
+  const int32_t* pairs;
+  int64_t count;
+  void* cache;
+  int64_t planes, plane_elements, page_elements;
+};
+void copy_pages(const CopyPagesArgs& args, Stream stream);
+
+// Attention of each query over its row's cached tokens at positions 0..its own (a tree's query: of
+// its path), in chunks of kAttentionChunk positions aligned to position 0, each with its own
+// maximum; chunks are merged in ascending order.
+struct AttentionArgs {
+  Batch batch;
+  const void* queries;  // [rows * width, heads * head_dim]
+  int32_t heads;
+  float scale;
+  // T5: bias[head, min(query position - key position, bias_distances - 1)] is added; null: none.
+  const float* bias;
+  int32_t bias_distances;
+  // Cross-attention: all queries of row r see positions 0..kv_lengths[r] - 1; null: causal.
+  const int32_t* kv_lengths;
+  CacheView cache;
+  void* out;                     // [rows * width, heads * head_dim] of the cache's dtype
+  int32_t max_chunks;            // of the longest row that the cache can hold
+  float* partials;               // attention_partial_floats(...)
+  int32_t multiprocessors;
+};
+inline constexpr int kAttentionMaxRows = 256;
+int64_t attention_partial_floats(int64_t activation_rows, int heads, int head_dim, int max_chunks);
+void attention(const AttentionArgs& args, Stream stream);
+
+// What one request asks of its tokens, as Sampler of sampling.h; lists lie in shared arrays.
+struct DeviceSampler {
+  float temperature, top_p, min_p;
+  float repetition_penalty, presence_penalty, frequency_penalty;
+  int32_t top_k, sample_index;
+  uint64_t seed;
+  int32_t prompt_length, min_tokens;
+  int32_t bias_begin, bias_end;  // in bias_ids and bias_values, ids unique
+  int32_t stop_begin, stop_end;  // in stop_ids
+};
+
+// Tokens of a pass' logit rows by the `exact` rule. Logit row r * logit_width + j belongs to the
+// j-th of the last wanted[r] tokens of row r and chooses the token behind it.
+struct ChooseArgs {
+  Batch batch;
+  const int32_t* wanted;  // [rows]
+  int32_t logit_width;
+  const float* logits;  // [rows * logit_width, logits_stride]
+  int64_t logits_stride;
+  int32_t vocab;
+  const DeviceSampler* samplers;  // [rows]
+  const int32_t* bias_ids;
+  const float* bias_values;
+  const int32_t* stop_ids;
+  const uint32_t* allowed;  // [rows * logit_width, ceil(vocab / 32)] bit masks, or null
+  // What the samplers of this pass can need, known to the host: `edits` when one has biases,
+  // penalties or stop ids, or there are masks; `filters` when one has top_k, top_p or min_p, or
+  // `probs` are wanted.
+  bool edits, filters;
+  float* processed;  // [rows * logit_width, vocab] with edits
+  int32_t* seen;     // [rows * logit_width, vocab] zeros with edits; zeros again afterwards
+  uint64_t* best;    // [rows * logit_width]
+  float* probs;      // [rows * logit_width, 2] of the chosen and the drafted token, or null
+};
+// best[i]: choice_token(best[i]) is the token, or one of the kNo... values.
+inline constexpr int32_t kNoNumber = -1;   // all logits are NaN, or a logit is +inf
+inline constexpr int32_t kNoAllowed = -2;  // every token is excluded
+void choose(const ChooseArgs& args, Stream stream);
+
+// Walks each row's drafted tokens from its base (chains: from frontiers[r]) as far as they are the
+// chosen ones, writes the level's own token behind them and what follows from it. Rows are compact
+// afterwards: tokens[base + i] is the i-th accepted token.
+struct AcceptArgs {
+  Batch batch;
+  const int32_t* wanted;  // [rows] of which the first belongs to the token before the frontier
+  int32_t logit_width;
+  const uint64_t* best;  // of choose
+  int32_t* tokens;       // the batch's, written
+  float* draft_probs;    // [token rows, token_stride], or null
+  const float* probs;    // of choose; needed for lenience > 1 and for draft_probs
+  float lenience;        // chains only beyond 1
+  int32_t* num_accepted;  // [rows]
+  int32_t* own;           // [rows] the level's own token, or why there is none (kNo...)
+  int32_t* lengths;       // [rows] of the row afterwards
+  int32_t* paths;         // [rows, 64] accepted nodes, for commit_path; null: chains
+  int32_t* path_lengths;  // [rows]
+};
+void accept(const AcceptArgs& args, Stream stream);
+
+// Max-Gram and n-gram chains (max_gram.h, ngram.h): drafts for row i go behind its lengths[i]
+// tokens, up to counts[i]; drafted[i] says how many. Their draft_probs become 1.
+struct DraftArgs {
+  int32_t rows;
+  const int32_t* slots;  // [rows], -1: none
+  const int32_t* lengths;
+  const int32_t* counts;
+  int32_t* tokens;
+  float* draft_probs;  // or null
+  int64_t token_stride;
+  int32_t max_match;
+  const int32_t* const* corpora;  // [rows] pointers (null: none), or null
+  const int32_t* corpus_lengths;
+  uint64_t* matches;  // [rows, 2] zeros; zeros again afterwards
+  int32_t* drafted;   // [rows]
+};
+void max_gram(const DraftArgs& args, Stream stream);
+
+// A table's arrays in device memory.
+struct NgramView {
+  int32_t order = 0, block_shift = 0;
+  int64_t vocab = 0;
+  NgramOrder orders[kMaxOrder];
+};
+// Goes on behind the drafted[i] tokens of max_gram, up to counts[i].
+void ngram_chain(const DraftArgs& args, const NgramView& table, Stream stream);
+
+}  // namespace ce::cuda
