@@ -8,10 +8,10 @@ namespace ce::cuda {
 
 // The t-th new token of row r; index -1 in a hole.
 struct Query {
-  int32_t slot;       // token row and block table
-  int32_t index;      // in the row: where its token stands and its keys are cached
-  int32_t position;   // of the rotation, the masks and the noise
-  int32_t base;       // from this position on, positions are nodes of its path
+  int32_t slot;      // token row and block table
+  int32_t index;     // in the row: where its token stands and its keys are cached
+  int32_t position;  // of the rotation, the masks and the noise
+  int32_t base;      // from this position on, positions are nodes of its path
   uint64_t ancestors;
 };
 
@@ -45,8 +45,7 @@ __device__ __forceinline__ int64_t cache_row(const Batch& batch, int32_t slot, i
 }
 
 // Element offset of a cache row's vector of one key/value head.
-__device__ __forceinline__ int64_t cache_offset(int64_t row, int head, int kv_heads,
-                                                int head_dim) {
+__device__ __forceinline__ int64_t cache_offset(int64_t row, int head, int kv_heads, int head_dim) {
   return ((row / kPageTokens * kv_heads + head) * kPageTokens + row % kPageTokens) * head_dim;
 }
 

@@ -40,10 +40,8 @@ __device__ __forceinline__ float from_float<float>(float value) {
 
 #if defined(CE_EMULATION)
 
-__device__ __forceinline__ float to_float(bf16 value) {
-  return ce::to_float(value);
-}
-__device__ __forceinline__ float to_float(f16 value) {
+using ce::to_float;
+inline float to_float(f16 value) {
   return emulation::widen_half(value.bits);
 }
 template <>
@@ -64,8 +62,7 @@ template <int kGroupsLeft>
 void copy_async_wait() {
   emulation::copy_async_wait(kGroupsLeft);
 }
-#define load_matrices(registers, row) \
-  ::ce::emulation::load_matrix(registers, row, false, CE_PLACE)
+#define load_matrices(registers, row) ::ce::emulation::load_matrix(registers, row, false, CE_PLACE)
 #define load_matrices_transposed(registers, row) \
   ::ce::emulation::load_matrix(registers, row, true, CE_PLACE)
 inline float widen(uint16_t bits, bf16*) {
@@ -74,8 +71,8 @@ inline float widen(uint16_t bits, bf16*) {
 inline float widen(uint16_t bits, f16*) {
   return emulation::widen_half(bits);
 }
-#define multiply_add(T, sums, a, b)                                                    \
-  ::ce::emulation::mma_m16n8k16(                                                       \
+#define multiply_add(T, sums, a, b)                                                                \
+  ::ce::emulation::mma_m16n8k16(                                                                   \
       sums, a, b, [](uint16_t bits) { return ::ce::cuda::widen(bits, static_cast<T*>(nullptr)); }, \
       CE_PLACE)
 
@@ -198,8 +195,7 @@ __device__ __forceinline__ uint32_t pack_pair(float first, float second) {
 
 // Sums and maxima over a warp, in one fixed tree; every lane gets the result.
 __device__ __forceinline__ float warp_sum(float value) {
-  for (int with = kWarp / 2; with > 0; with /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, with);
+  for (int with = kWarp / 2; with > 0; with /= 2) value += __shfl_xor_sync(kAllLanes, value, with);
   return value;
 }
 __device__ __forceinline__ float warp_max(float value) {
@@ -211,13 +207,13 @@ __device__ __forceinline__ float warp_max(float value) {
 }  // namespace ce::cuda
 
 // Calls body with a value of the element type that `element` names.
-#define CE_DISPATCH_ELEMENT(element, T, ...)               \
-  do {                                                     \
-    if ((element) == ::ce::cuda::Element::bf16) {          \
-      using T = ::ce::bf16;                                \
-      __VA_ARGS__;                                         \
-    } else {                                               \
-      using T = ::ce::cuda::f16;                           \
-      __VA_ARGS__;                                         \
-    }                                                      \
+#define CE_DISPATCH_ELEMENT(element, T, ...)      \
+  do {                                            \
+    if ((element) == ::ce::cuda::Element::bf16) { \
+      using T = ::ce::bf16;                       \
+      __VA_ARGS__;                                \
+    } else {                                      \
+      using T = ::ce::cuda::f16;                  \
+      __VA_ARGS__;                                \
+    }                                             \
   } while (0)

@@ -17,9 +17,9 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kStages = 4;
-constexpr int kSteps = kLinearStep / 16;               // mma steps of a stage
+constexpr int kSteps = kLinearStep / 16;                  // mma steps of a stage
 constexpr int kWarpTiles = kLinearOutputs / kWarps / 16;  // tiles of 16 outputs a warp owns
-constexpr int kChunks = kLinearStep / 8;               // 16-byte pieces of a row of x in a stage
+constexpr int kChunks = kLinearStep / 8;                  // 16-byte pieces of a row of x in a stage
 constexpr int kMaxSplits = 16;
 
 template <int kRowTiles>
@@ -103,8 +103,8 @@ __device__ __forceinline__ bool merge_splits(const LinearArgs& args, const Tile&
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t blocks = ceil_div(args.n, kLinearOutputs);
   const int64_t output = tile.group * blocks + tile.block;
-  float4* partials = reinterpret_cast<float4*>(args.workspace) +
-                     output * splits * kVectors * kThreads + thread;
+  float4* partials =
+      reinterpret_cast<float4*>(args.workspace) + output * splits * kVectors * kThreads + thread;
   float4* mine = partials + static_cast<int64_t>(tile.split) * kVectors * kThreads;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -235,8 +235,7 @@ int64_t linear_counters(int64_t n, int64_t rows) {
 void linear(const LinearArgs& args, Stream stream) {
   CE_CHECK(args.n > 0 && args.k > 0, "linear: n and k must be > 0, got ", args.n, " and ", args.k);
   CE_CHECK(args.x_stride % 8 == 0 && args.x_stride >= args.k,
-           "linear: x_stride must be a multiple of 8 and >= k = ", args.k, ", got ",
-           args.x_stride);
+           "linear: x_stride must be a multiple of 8 and >= k = ", args.k, ", got ", args.x_stride);
   CE_CHECK(args.output != LinearOutput::swiglu || args.n % 16 == 0,
            "linear: swiglu needs n in whole tiles of 16, got ", args.n);
   CE_CHECK(args.multiprocessors > 0, "linear: multiprocessors must be > 0, got ",
@@ -244,9 +243,14 @@ void linear(const LinearArgs& args, Stream stream) {
   if (args.rows <= 0) return;
   CE_DISPATCH_ELEMENT(args.dtype, T, {
     switch (row_tiles(args.rows)) {
-      case 1: launch<T, 1>(args, stream); break;
-      case 2: launch<T, 2>(args, stream); break;
-      default: launch<T, 4>(args, stream);
+      case 1:
+        launch<T, 1>(args, stream);
+        break;
+      case 2:
+        launch<T, 2>(args, stream);
+        break;
+      default:
+        launch<T, 4>(args, stream);
     }
   });
 }

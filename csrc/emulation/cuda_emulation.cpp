@@ -28,8 +28,8 @@ struct Thread {
   Fiber fiber;
   dim3 index;
   State state = State::done;
-  Place place{};                           // where it waits
-  std::vector<Copy> open;                  // asked for, not committed
+  Place place{};                            // where it waits
+  std::vector<Copy> open;                   // asked for, not committed
   std::deque<std::vector<Copy>> in_flight;  // committed groups, oldest first
 };
 
@@ -211,9 +211,9 @@ void block_barrier(const Place& place) {
     const Thread& other = now.thread[static_cast<size_t>(i)];
     if (other.state != State::at_barrier) continue;
     if (!same(other.place, place))
-      misuse("__syncthreads diverges; other threads wait at line " +
-                 std::to_string(other.place.line),
-             place);
+      misuse(
+          "__syncthreads diverges; other threads wait at line " + std::to_string(other.place.line),
+          place);
     break;
   }
   if (++now.at_barrier < now.threads) {

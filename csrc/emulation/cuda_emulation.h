@@ -108,22 +108,23 @@ uint32_t ballot(uint32_t mask, bool vote, const Place& place);
 
 }  // namespace ce::emulation
 
-#define CE_PLACE \
-  ::ce::emulation::Place { __FILE__, __LINE__ }
+#define CE_PLACE           \
+  ::ce::emulation::Place { \
+    __FILE__, __LINE__     \
+  }
 #define __syncthreads() ::ce::emulation::block_barrier(CE_PLACE)
-#define __syncwarp() \
-  ::ce::emulation::warp_collective(~0u, nullptr, nullptr, "__syncwarp", CE_PLACE)
+#define __syncwarp() ::ce::emulation::warp_collective(~0u, nullptr, nullptr, "__syncwarp", CE_PLACE)
 #define __shfl_sync(mask, value, from) \
   ::ce::emulation::exchange(mask, value, [&](int) -> int { return from; }, "__shfl_sync", CE_PLACE)
-#define __shfl_xor_sync(mask, value, with)                                                     \
-  ::ce::emulation::exchange(mask, value, [&](int l) -> int { return l ^ (with); },             \
-                            "__shfl_xor_sync", CE_PLACE)
-#define __shfl_up_sync(mask, value, by)                                                        \
-  ::ce::emulation::exchange(mask, value, [&](int l) -> int { return l - (by); },               \
-                            "__shfl_up_sync", CE_PLACE)
-#define __shfl_down_sync(mask, value, by)                                                      \
-  ::ce::emulation::exchange(mask, value, [&](int l) -> int { return l + (by); },               \
-                            "__shfl_down_sync", CE_PLACE)
+#define __shfl_xor_sync(mask, value, with) \
+  ::ce::emulation::exchange(               \
+      mask, value, [&](int l) -> int { return l ^ (with); }, "__shfl_xor_sync", CE_PLACE)
+#define __shfl_up_sync(mask, value, by) \
+  ::ce::emulation::exchange(            \
+      mask, value, [&](int l) -> int { return l - (by); }, "__shfl_up_sync", CE_PLACE)
+#define __shfl_down_sync(mask, value, by) \
+  ::ce::emulation::exchange(              \
+      mask, value, [&](int l) -> int { return l + (by); }, "__shfl_down_sync", CE_PLACE)
 #define __ballot_sync(mask, vote) ::ce::emulation::ballot(mask, vote, CE_PLACE)
 
 inline void __threadfence() {}

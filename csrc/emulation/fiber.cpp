@@ -48,7 +48,7 @@ struct Fiber::Context {
   void* scheduler = nullptr;
   // The registers ce_switch_stack pops, then the address it returns to.
   void prepare(char* stack, void (*entry)()) {
-    void** top = reinterpret_cast<void**>(stack + kStackBytes) - 2;  // aligned as after a call
+    void** top = reinterpret_cast<void**>(stack + kStackBytes) - 1;  // as after a call
     *--top = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     fiber = top;

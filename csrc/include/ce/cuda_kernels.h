@@ -31,10 +31,10 @@ enum class Element : int32_t { bf16 = 1, f16 = 2 };
 // that node i is on its path (bit j is always set), and its position is bases[r] + depth.
 struct Batch {
   int32_t rows = 0, width = 0;
-  const int32_t* slots = nullptr;   // [rows]
-  const int32_t* starts = nullptr;  // [rows]
-  const int32_t* counts = nullptr;  // [rows]
-  const int32_t* bases = nullptr;   // [rows], or null: chains
+  const int32_t* slots = nullptr;       // [rows]
+  const int32_t* starts = nullptr;      // [rows]
+  const int32_t* counts = nullptr;      // [rows]
+  const int32_t* bases = nullptr;       // [rows], or null: chains
   const uint64_t* ancestors = nullptr;  // [rows, width] where there are bases
   const int32_t* tokens = nullptr;
   int64_t token_stride = 0;
@@ -158,7 +158,7 @@ void rope_store(const RopeStoreArgs& args, Stream stream);
 // path_lengths[r], in all `planes` (layers x keys and values) of the cache. Ascending paths never
 // overwrite what they still need.
 struct CommitArgs {
-  Batch batch;  // slots, bases, block tables
+  Batch batch;                  // slots, bases, block tables
   const int32_t* paths;         // [rows, path_stride]
   const int32_t* path_lengths;  // [rows]
   int32_t path_stride;
@@ -191,9 +191,9 @@ struct AttentionArgs {
   // Cross-attention: all queries of row r see positions 0..kv_lengths[r] - 1; null: causal.
   const int32_t* kv_lengths;
   CacheView cache;
-  void* out;                     // [rows * width, heads * head_dim] of the cache's dtype
-  int32_t max_chunks;            // of the longest row that the cache can hold
-  float* partials;               // attention_partial_floats(...)
+  void* out;           // [rows * width, heads * head_dim] of the cache's dtype
+  int32_t max_chunks;  // of the longest row that the cache can hold
+  float* partials;     // attention_partial_floats(...)
   int32_t multiprocessors;
 };
 inline constexpr int kAttentionMaxRows = 256;
@@ -231,7 +231,7 @@ struct ChooseArgs {
   bool edits, filters;
   float* processed;  // [rows * logit_width, vocab] with edits
   int32_t* seen;     // [rows * logit_width, vocab] zeros with edits; zeros again afterwards
-  uint64_t* best;    // [rows * logit_width]
+  uint64_t* best;    // [rows * logit_width] zeros; accept() makes them zeros again
   float* probs;      // [rows * logit_width, 2] of the chosen and the drafted token, or null
 };
 // best[i]: choice_token(best[i]) is the token, or one of the kNo... values.
@@ -246,11 +246,11 @@ struct AcceptArgs {
   Batch batch;
   const int32_t* wanted;  // [rows] of which the first belongs to the token before the frontier
   int32_t logit_width;
-  const uint64_t* best;  // of choose
-  int32_t* tokens;       // the batch's, written
-  float* draft_probs;    // [token rows, token_stride], or null
-  const float* probs;    // of choose; needed for lenience > 1 and for draft_probs
-  float lenience;        // chains only beyond 1
+  uint64_t* best;    // of choose; zeros afterwards
+  int32_t* tokens;        // the batch's, written
+  float* draft_probs;     // [token rows, token_stride], or null
+  const float* probs;     // of choose; needed for lenience > 1 and for draft_probs
+  float lenience;         // chains only beyond 1
   int32_t* num_accepted;  // [rows]
   int32_t* own;           // [rows] the level's own token, or why there is none (kNo...)
   int32_t* lengths;       // [rows] of the row afterwards

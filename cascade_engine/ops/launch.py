@@ -1,0 +1,64 @@
+"""Calls CUDA launchers with tensors: the extension's on a GPU, or those of the host emulation that
+the tests build from the same sources."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+ELEMENT = {torch.bfloat16: 1, torch.float16: 2}
+"""Element types of csrc/include/ce/cuda_kernels.h."""
+STORE, ADD, SWIGLU = 0, 1, 2
+"""What `linear` does with its sums."""
+EMULATED_MULTIPROCESSORS = 4
+
+
+class Launcher:
+    """The launchers of `module` on one device; the current torch stream is used."""
+
+    def __init__(self, module: ModuleType, device: torch.device) -> None:
+        self.module = module
+        self.device = device
+        self.multiprocessors = EMULATED_MULTIPROCESSORS
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            self.multiprocessors = properties.multi_processor_count
+
+    def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
+        """Launches `name`; tensors become addresses, None becomes null."""
+        stream = 0
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device).cuda_stream
+        values = {key: self._value(value) for key, value in arguments.items()}
+        getattr(self.module, name)(stream, *map(self._value, args), **values)
+
+    def _value(self, value: Any) -> Any:
+        if value is None:
+            return 0
+        if isinstance(value, torch.Tensor):
+            if value.device.type != self.device.type:
+                raise ValueError(f"a tensor is on {value.device}, the kernels are on {self.device}")
+            return value.data_ptr()
+        if isinstance(value, dict):
+            return {key: self._value(part) for key, part in value.items()}
+        return value
+
+
+def pack_tiles(weight: torch.Tensor, outputs: int, step: int) -> torch.Tensor:
+    """`[n, k]` in the order of LinearArgs, padded to multiples of `outputs` and `step`:
+    `[n / 16, k / 16, 32, 8]`."""
+    n, k = weight.shape
+    padded = torch.nn.functional.pad(weight, (0, -k % step, 0, -n % outputs))
+    # output = 16 tile + 8 half + g, k = 16 step + 8 k_half + 2 q + e
+    split = padded.view(padded.shape[0] // 16, 2, 8, padded.shape[1] // 16, 2, 4, 2)
+    ordered = split.permute(0, 3, 2, 5, 4, 1, 6)  # tile, step, g, q, k_half, half, e
+    return ordered.reshape(ordered.shape[0], ordered.shape[1], 32, 8).contiguous()
+
+
+def unpack_tiles(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
+    """The dense `[n, k]` matrix."""
+    tiles, steps = packed.shape[:2]
+    split = packed.view(tiles, steps, 8, 4, 2, 2, 2)
+    return split.permute(0, 5, 2, 1, 4, 3, 6).reshape(16 * tiles, 16 * steps)[:n, :k]

@@ -1,0 +1,95 @@
+// The acceptance rule over the tokens that choose() left: one warp a row. A chain is a tree in
+// which every node has one child.
+#include "cuda/batch.h"
+#include "cuda/noise.h"
+
+namespace ce::cuda {
+namespace {
+
+constexpr int kMaxNodes = 64;
+
+struct Shared {
+  int32_t tokens[kMaxNodes], parents[kMaxNodes], chosen[kMaxNodes + 1], path[kMaxNodes];
+  float draft_probs[kMaxNodes];
+};
+
+__device__ __forceinline__ bool passes(const AcceptArgs& args, const Shared& shared, int64_t first,
+                                       int node, int parent) {
+  if (shared.parents[node] != parent) return false;
+  if (shared.tokens[node] == shared.chosen[parent + 1]) return true;
+  return args.lenience > 1.0f &&
+         args.probs[2 * (first + parent + 1) + 1] > shared.draft_probs[node] / args.lenience;
+}
+
+__global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
+  auto& shared = shared_memory<Shared>();
+  const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
+  const int32_t slot = args.batch.slots[r];
+  if (slot < 0 || args.wanted[r] <= 0) return;
+  const int nodes = args.wanted[r] - 1, before = args.batch.counts[r] - nodes;
+  const int32_t base = args.batch.starts[r] + before;
+  const int64_t first = static_cast<int64_t>(r) * args.logit_width;
+  int32_t* tokens = args.tokens + slot * args.batch.token_stride + base;
+  float* draft_probs = args.draft_probs == nullptr
+                           ? nullptr
+                           : args.draft_probs + slot * args.batch.token_stride + base;
+  for (int j = lane; j <= nodes; j += kWarp) {
+    shared.chosen[j] = choice_token(args.best[first + j]);
+    args.best[first + j] = 0;
+    if (j == nodes) break;
+    const Query q = query_at(args.batch, r, before + j);
+    shared.tokens[j] = tokens[j];
+    shared.draft_probs[j] = draft_probs == nullptr ? 1.0f : draft_probs[j];
+    const uint64_t above = q.ancestors & ~(uint64_t{1} << j);
+    shared.parents[j] = q.base > q.index ? j - 1 : 63 - __clzll(above);
+  }
+  __syncwarp();
+  int accepted = 0, node = -1;
+  for (;;) {
+    const bool low = lane < nodes && passes(args, shared, first, lane, node);
+    const bool high = lane + kWarp < nodes && passes(args, shared, first, lane + kWarp, node);
+    const uint64_t found = __ballot_sync(kAllLanes, low) |
+                           static_cast<uint64_t>(__ballot_sync(kAllLanes, high)) << kWarp;
+    if (found == 0 || shared.chosen[node + 1] < 0) break;
+    const int child = __ffsll(found) - 1;
+    if (lane == 0) {
+      shared.path[accepted] = child;
+      tokens[accepted] = shared.tokens[child];
+      if (draft_probs != nullptr)
+        draft_probs[accepted] = args.lenience > 1.0f ? args.probs[2 * (first + node + 1) + 1]
+                                                     : shared.draft_probs[child];
+    }
+    node = child;
+    ++accepted;
+  }
+  __syncwarp();
+  if (args.paths != nullptr)
+    for (int i = lane; i < accepted; i += kWarp)
+      args.paths[static_cast<int64_t>(r) * kMaxNodes + i] = shared.path[i];
+  if (lane != 0) return;
+  const int32_t own = shared.chosen[node + 1];
+  if (own >= 0) tokens[accepted] = own;
+  if (own >= 0 && draft_probs != nullptr && args.probs != nullptr)
+    draft_probs[accepted] = args.probs[2 * (first + node + 1)];
+  args.num_accepted[r] = accepted;
+  args.own[r] = own;
+  args.lengths[r] = base + accepted + (own >= 0 ? 1 : 0);
+  if (args.paths != nullptr) args.path_lengths[r] = accepted;
+}
+
+}  // namespace
+
+void accept(const AcceptArgs& args, Stream stream) {
+  CE_CHECK(args.logit_width <= kMaxNodes + 1, "accept: at most ", kMaxNodes,
+           " drafted tokens a row, got ", args.logit_width - 1);
+  CE_CHECK(args.lenience >= 1.0f, "lenience must be >= 1 (1: lossless), got ", args.lenience);
+  CE_CHECK(args.lenience == 1.0f || (args.probs != nullptr && args.draft_probs != nullptr),
+           "lenience ", args.lenience, " compares probabilities: pass probs, or lenience 1");
+  CE_CHECK(args.lenience == 1.0f || args.batch.bases == nullptr, "lenience ", args.lenience,
+           " is for chains; trees need lenience 1");
+  if (args.batch.rows <= 0) return;
+  CE_LAUNCH(accept_kernel, static_cast<unsigned>(args.batch.rows), kWarp, sizeof(Shared), stream,
+            args);
+}
+
+}  // namespace ce::cuda

@@ -1,0 +1,82 @@
+// Max-Gram (CS Drafting, Chen et al., arXiv 2312.11462) by brute force: every place of the row, and
+// of a corpus beside it, is compared with the row's end; the longest match wins, then the latest.
+#include "cuda/intrinsics.h"
+
+namespace ce::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlocks = 16;  // that share out one text
+
+// A match of `length` tokens that `next` follows; larger is better, 0 is none.
+__device__ __forceinline__ uint64_t match_key(int length, int32_t next) {
+  return length == 0 ? 0 : static_cast<uint64_t>(length) << 32 | static_cast<uint32_t>(next);
+}
+__device__ __forceinline__ int match_length(uint64_t key) {
+  return static_cast<int>(key >> 32);
+}
+__device__ __forceinline__ int32_t match_next(uint64_t key) {
+  return static_cast<int32_t>(key & 0xffffffffu);
+}
+
+__global__ void __launch_bounds__(kThreads) match_kernel(DraftArgs args) {
+  const int r = static_cast<int>(blockIdx.y), which = static_cast<int>(blockIdx.z);
+  const int32_t slot = args.slots[r], length = args.lengths[r];
+  if (slot < 0 || args.counts[r] <= 0 || length <= 0) return;
+  const int32_t* tokens = args.tokens + slot * args.token_stride;
+  const int32_t* text = which == 0 ? tokens : args.corpora[r];
+  const int32_t text_length = which == 0 ? length : text == nullptr ? 0 : args.corpus_lengths[r];
+  const int32_t* last = tokens + length - 1;
+  const int32_t wanted = *last;
+  const int32_t limit = length < args.max_match ? length : args.max_match;
+  uint64_t best = 0;
+  for (int32_t end = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
+       end < text_length - 1; end += kBlocks * kThreads) {  // a token follows every match
+    if (text[end] != wanted) continue;
+    const int32_t reach = end + 1 < limit ? end + 1 : limit;
+    int matched = 1;
+    while (matched < reach && text[end - matched] == last[-matched]) ++matched;
+    const uint64_t key = match_key(matched, end + 1);
+    best = key > best ? key : best;
+  }
+  for (int with = kWarp / 2; with > 0; with /= 2) {
+    const uint64_t other = __shfl_xor_sync(kAllLanes, best, with);
+    best = other > best ? other : best;
+  }
+  if (threadIdx.x % kWarp == 0 && best != 0)
+    atomicMax(reinterpret_cast<unsigned long long*>(&args.matches[2 * r + which]),
+              static_cast<unsigned long long>(best));
+}
+
+// Copies what followed. A copy from the row itself goes on with its own tokens when it reaches the
+// row's end: the text repeats with the period of the match. The corpus wins at equal length.
+__global__ void __launch_bounds__(kWarp) copy_kernel(DraftArgs args) {
+  const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
+  const uint64_t own = args.matches[2 * r], other = args.matches[2 * r + 1];
+  const int32_t slot = args.slots[r], length = args.lengths[r];
+  __syncwarp();  // everybody has read the matches
+  if (lane < 2) args.matches[2 * r + lane] = 0;
+  const bool from_corpus = other != 0 && match_length(other) >= match_length(own);
+  const int32_t next = match_next(from_corpus ? other : own);
+  int32_t count = slot < 0 || (own == 0 && other == 0) ? 0 : args.counts[r];
+  if (from_corpus && args.corpus_lengths[r] - next < count) count = args.corpus_lengths[r] - next;
+  for (int32_t i = lane; i < count; i += kWarp) {
+    int32_t* row = args.tokens + slot * args.token_stride;
+    row[length + i] = from_corpus ? args.corpora[r][next + i] : row[next + i % (length - next)];
+    if (args.draft_probs != nullptr) args.draft_probs[slot * args.token_stride + length + i] = 1.0f;
+  }
+  if (lane == 0) args.drafted[r] = count;
+}
+
+}  // namespace
+
+void max_gram(const DraftArgs& args, Stream stream) {
+  CE_CHECK(args.max_match >= 1, "max_match must be >= 1, got ", args.max_match);
+  if (args.rows <= 0) return;
+  const unsigned rows = static_cast<unsigned>(args.rows);
+  const dim3 grid(kBlocks, rows, args.corpora == nullptr ? 1 : 2);
+  CE_LAUNCH(match_kernel, grid, kThreads, 0, stream, args);
+  CE_LAUNCH(copy_kernel, rows, kWarp, 0, stream, args);
+}
+
+}  // namespace ce::cuda
