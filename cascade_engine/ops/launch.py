@@ -43,6 +43,8 @@ class Launcher:
             return value.data_ptr()
         if isinstance(value, dict):
             return {key: self._value(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [self._value(part) for part in value]
         return value
 
 

@@ -80,7 +80,9 @@ def build_all(
     }
 
     def build(variant: dict[str, str]) -> Path:
-        objects = [_compile(n, (CSRC / n).read_text(), headers, f + extra) for n, f in common.items()]
+        objects = [
+            _compile(n, (CSRC / n).read_text(), headers, f + extra) for n, f in common.items()
+        ]
         for name in KERNELS:
             text = variant.get(name) or (CSRC / "cuda" / name).read_text()
             objects.append(_compile(f"cuda/{name}", text, headers, FLAGS + extra))

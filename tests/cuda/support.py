@@ -75,9 +75,9 @@ class Rows:
                 continue
             base[r] = self.starts[r] + self.counts[r] - len(parents)
             for j, parent in enumerate(parents):
-                word = (int(self.words[r, self.counts[r] - len(parents) + parent]) if parent >= 0 else 0) | (
-                    1 << j
-                )
+                word = (
+                    int(self.words[r, self.counts[r] - len(parents) + parent]) if parent >= 0 else 0
+                ) | (1 << j)
                 word -= 1 << 64 if word >= 1 << 63 else 0
                 self.words[r, self.counts[r] - len(parents) + j] = word
         if self.trees is not None:

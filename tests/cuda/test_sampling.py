@@ -1,0 +1,260 @@
+"""Choice and acceptance on the device against the float64 oracle of the CPU's tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from cascade_engine.ops.device_samplers import DeviceSamplers
+from cascade_engine.ops.launch import Launcher
+from tests.cuda.support import Rows
+from tests.ops.native import mask_words
+from tests.ops.test_accept import Case, random_batch
+from tests.ops.test_sampling import CLEAR
+from tests.reference import sampling as oracle
+from tests.reference.sampling import Params
+
+NO_NUMBER, NO_ALLOWED = -1, -2
+
+
+@dataclasses.dataclass
+class Outcome:
+    num_accepted: list[int]
+    own: list[int]
+    lengths: list[int]
+    paths: list[list[int]]
+    tokens: torch.Tensor
+    probs: torch.Tensor | None
+
+
+def review(
+    run: Launcher,
+    rows: Rows,
+    wanted: list[int],
+    logits: torch.Tensor,
+    params: list[Params],
+    probs: torch.Tensor | None = None,
+    lenience: float = 1.0,
+    allowed: torch.Tensor | None = None,
+) -> Outcome:
+    """choose and accept; `logits` `[rows, logit width, vocab]` of any stride."""
+    number, width, vocab = logits.shape
+    device = run.device
+    samplers = DeviceSamplers(run, [dataclasses.asdict(p) for p in params], vocab)
+    logits = logits.to(device)
+    best = torch.zeros(number * width, dtype=torch.int64, device=device)
+    edits = samplers.edits or allowed is not None
+    processed = torch.full((number * width, vocab), torch.nan, device=device)
+    seen = torch.zeros(number * width, vocab, dtype=torch.int32, device=device)
+    chosen = torch.full((number * width, 2), torch.nan, device=device)
+    shared = {
+        "batch": rows.batch,
+        "wanted": torch.tensor(wanted, dtype=torch.int32, device=device),
+        "logit_width": width,
+        "best": best,
+        "probs": None if probs is None else chosen,
+    }
+    run(
+        "choose",
+        logits=logits,
+        logits_stride=logits.stride(1),
+        vocab=vocab,
+        allowed=None if allowed is None else allowed.to(device),
+        edits=edits,
+        filters=samplers.filters or probs is not None,
+        processed=processed if edits else None,
+        seen=seen if edits else None,
+        **samplers.arguments(),
+        **shared,
+    )
+    assert not seen.any()
+    probs = None if probs is None else probs.clone().to(device)
+    trees = rows.trees is not None
+    num_accepted, own, lengths, path_lengths = torch.full((4, number), -9, dtype=torch.int32).to(
+        device
+    )
+    paths = torch.full((number, 64), -9, dtype=torch.int32, device=device)
+    run(
+        "accept",
+        tokens=rows.tokens,
+        draft_probs=probs,
+        lenience=lenience,
+        num_accepted=num_accepted,
+        own=own,
+        lengths=lengths,
+        paths=paths if trees else None,
+        path_lengths=path_lengths if trees else None,
+        **shared,
+    )
+    assert not best.any()
+    found = [p[:n].tolist() for p, n in zip(paths.cpu(), path_lengths.tolist(), strict=True)]
+    return Outcome(
+        num_accepted.tolist(),
+        own.tolist(),
+        lengths.tolist(),
+        found,
+        rows.tokens.cpu(),
+        None if probs is None else probs.cpu(),
+    )
+
+
+def review_case(run: Launcher, case: Case, lenience: float, probs: bool) -> Outcome:
+    number, width = (
+        len(case.order),
+        1 + max(n - f for f, n in zip(case.frontiers, case.lengths, strict=True)),
+    )
+    vocab = case.rows.logits.shape[1]
+    logits = torch.full((number, width, vocab + 3), torch.nan)[:, :, :vocab]
+    masks = [[[True] * vocab] * width for _ in range(number)]
+    wanted = [n - f + 1 for f, n in zip(case.frontiers, case.lengths, strict=True)]
+    for i, count in enumerate(wanted):
+        logits[i, :count] = torch.tensor(case.logits_of(i))
+        if case.allowed[i] is not None:
+            masks[i][:count] = case.allowed[i]
+    allowed = None
+    if any(a is not None for a in case.allowed):
+        allowed = mask_words([m for rows in masks for m in rows]).view(torch.int32)
+    # A token that lags behind is fed with the review.
+    starts = [max(0, f - 2) for f in case.frontiers]
+    counts = [n - s for s, n in zip(starts, case.lengths, strict=True)]
+    rows = Rows(run, starts, counts, slots=case.order, tokens=case.rows.tokens.clone())
+    given = case.rows.probs if probs else None
+    return review(run, rows, wanted, logits, case.params, given, lenience, allowed)
+
+
+@pytest.mark.parametrize("lenience", [1.0, 3.0])
+def test_reviews_are_the_oracles(run: Launcher, lenience: float) -> None:
+    unclear = accepted = 0
+    for seed in range(12):
+        case = random_batch(seed)
+        with_probs = lenience > 1 or seed % 2 == 0
+        got = review_case(run, case, lenience, with_probs)
+        for i, row in enumerate(case.order):
+            expected = oracle.review(
+                case.logits_of(i),
+                case.rows.tokens[row, : case.lengths[i]].tolist(),
+                case.rows.probs[row, : case.lengths[i]].tolist(),
+                case.frontiers[i],
+                case.params[i],
+                lenience,
+                case.allowed[i],
+            )
+            if expected.margin < CLEAR:
+                unclear += 1
+                continue
+            assert got.num_accepted[i] == expected.num_accepted, (seed, i)
+            end = len(expected.tokens)
+            assert got.tokens[row, :end].tolist() == expected.tokens, (seed, i)
+            assert (got.own[i], got.lengths[i]) == (expected.tokens[-1], end)
+            rest = slice(end, None)
+            assert torch.equal(got.tokens[row, rest], case.rows.tokens[row, rest])
+            accepted += expected.num_accepted
+            if got.probs is not None:
+                torch.testing.assert_close(
+                    got.probs[row, :end], torch.tensor(expected.probs), rtol=2e-4, atol=1e-6
+                )
+    assert accepted > 30
+    assert unclear < 12
+
+
+def oracle_tree(
+    logits: list[list[float]], prefix: list[int], parents: list[int], tokens: list[int], p: Params
+) -> tuple[list[int], int]:
+    """Accepted nodes and the own token of a tree, node by node."""
+    node, path, row = -1, [], list(prefix)
+    while True:
+        own, _ = oracle.choose(oracle.processed(logits[node + 1], row, p), len(row), p)
+        children = [j for j, q in enumerate(parents) if q == node and tokens[j] == own]
+        if not children:
+            return path, own
+        node = children[0]
+        path.append(node)
+        row.append(own)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_trees(run: Launcher, temperature: float) -> None:
+    """Paths, compacted tokens and penalties that see the path, not the slots."""
+    generator = random.Random(int(temperature * 10))
+    vocab, number, nodes, frontier = 3, 6, 40, 11
+    depths = []
+    for attempt in range(4):
+        parents = [
+            [generator.randrange(max(-1, j - 5), j) for j in range(nodes)] for _ in range(number)
+        ]
+        tokens = torch.randint(0, vocab, (number, 64), dtype=torch.int32)
+        params = [
+            Params(temperature, seed=attempt * 10 + r, frequency_penalty=0.7, prompt_length=5)
+            for r in range(number)
+        ]
+        logits = torch.randn(number, nodes + 1, vocab) * 2
+        rows = Rows(
+            run, [frontier - 1] * number, [nodes + 1] * number, parents, tokens=tokens.clone()
+        )
+        got = review(run, rows, [nodes + 1] * number, logits, params)
+        for r in range(number):
+            drafted = tokens[r, frontier : frontier + nodes].tolist()
+            prefix = tokens[r, :frontier].tolist()
+            path, own = oracle_tree(
+                logits[r].double().tolist(), prefix, parents[r], drafted, params[r]
+            )
+            assert got.paths[r] == path
+            assert (got.num_accepted[r], got.own[r]) == (len(path), own)
+            compact = [*prefix, *(drafted[j] for j in path), own]
+            assert got.tokens[r, : len(compact)].tolist() == compact
+            assert got.lengths[r] == len(compact)
+            depths.append(len(path))
+    assert max(depths) >= 4
+
+
+def choose_one(run: Launcher, values: list[float], p: Params | None = None) -> int:
+    logits = torch.tensor(values).view(1, 1, -1)
+    rows = Rows(run, [0], [1], capacity=64)
+    return review(run, rows, [1], logits, [p or Params(temperature=0.0)]).own[0]
+
+
+def test_ties_and_what_is_not_a_number(run: Launcher) -> None:
+    nan, inf = float("nan"), float("inf")
+    hot = Params(temperature=1.0, seed=3)
+    filtered = Params(temperature=1.0, seed=3, top_k=2)
+    assert choose_one(run, [1.0, 5.0, 5.0]) == 1
+    assert choose_one(run, [-1.0, -0.0, 0.0]) == 1
+    assert choose_one(run, [nan, -3.0, nan]) == 1
+    for p in (None, hot, filtered):
+        assert choose_one(run, [nan] * 5, p) == NO_NUMBER
+        assert choose_one(run, [0.0, inf, 0.0, 1.0], p) == NO_NUMBER
+        assert choose_one(run, [-inf, nan, -inf], p) == NO_ALLOWED
+
+
+def test_ties_at_the_cut_go_to_the_lowest_ids(run: Launcher) -> None:
+    """Of five equal tokens exactly two are kept: ids 1 and 2."""
+    values = [0.0, 3.0, 3.0, 3.0, 3.0, 3.0]
+    seen = {choose_one(run, values, Params(1.0, top_k=2, seed=s)) for s in range(12)}
+    assert seen == {1, 2}
+    seen = {choose_one(run, values, Params(1.0, top_p=0.35, seed=s)) for s in range(12)}
+    assert seen == {1, 2}
+
+
+def test_a_large_vocabulary_is_shared_out(run: Launcher) -> None:
+    """Several blocks; noise and arg max do not depend on who looks where."""
+    values = torch.randn(3001)
+    p = Params(temperature=0.9, seed=2**40 + 5, sample_index=3)
+    expected, lead = oracle.choose(values.double().tolist(), 1, p)
+    assert lead > CLEAR
+    assert choose_one(run, values.tolist(), p) == expected
+    assert choose_one(run, values.tolist()) == int(values.argmax())
+
+
+def test_refusals(run: Launcher) -> None:
+    rows = Rows(run, [0], [1], capacity=64)
+    logits = torch.zeros(1, 1, 4)
+    with pytest.raises(ValueError, match="lenience must be >= 1"):
+        review(run, rows, [1], logits, [Params()], torch.ones(1, 64), 0.5)
+    with pytest.raises(ValueError, match="compares probabilities"):
+        review(run, rows, [1], logits, [Params()], None, 2.0)
+    tree = Rows(run, [1], [2], [[-1]], capacity=64)
+    with pytest.raises(ValueError, match="trees need lenience 1"):
+        review(run, tree, [2], torch.zeros(1, 2, 4), [Params()], torch.ones(1, 64), 2.0)
