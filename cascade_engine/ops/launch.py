@@ -13,6 +13,7 @@ ELEMENT = {torch.bfloat16: 1, torch.float16: 2}
 STORE, ADD, SWIGLU = 0, 1, 2
 """What `linear` does with its sums."""
 EMULATED_MULTIPROCESSORS = 4
+EMULATED_SHARED_LIMIT = 227 << 10
 
 
 class Launcher:
@@ -22,9 +23,11 @@ class Launcher:
         self.module = module
         self.device = device
         self.multiprocessors = EMULATED_MULTIPROCESSORS
+        self.shared_limit = EMULATED_SHARED_LIMIT
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             self.multiprocessors = properties.multi_processor_count
+            self.shared_limit = properties.shared_memory_per_block_optin
 
     def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
         """Launches `name`; tensors become addresses, None becomes null."""

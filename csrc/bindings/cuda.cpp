@@ -144,7 +144,7 @@ void bind_cache(py::module_& m) {
     k.take("scale", a.scale).take("bias", a.bias).take("bias_distances", a.bias_distances);
     k.take("kv_lengths", a.kv_lengths).take("cache", a.cache).take("out", a.out);
     k.take("max_chunks", a.max_chunks).take("partials", a.partials);
-    k.take("multiprocessors", a.multiprocessors).finish();
+    k.take("multiprocessors", a.multiprocessors).take("shared_limit", a.shared_limit).finish();
     attention(a, stream);
   });
   m.def("attention_partial_floats", &attention_partial_floats);

@@ -17,7 +17,7 @@
 // rows of the cache past the last query are zeros, not memory. Positions that belong to a tree are
 // gathered along the query's path while loading: a tree token is an item of its own there (its rows
 // are the heads of its group) and sees the tiles, places and order of plain decoding.
-#include "cuda/batch.h"
+#include "cuda/attention_items.h"
 
 namespace ce::cuda {
 namespace {
@@ -27,7 +27,6 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kTile = 64;  // positions of a stage, of keys or of values
 constexpr int kChunkTiles = kAttentionChunk / kTile;
 constexpr int kStages = 4;
-constexpr int kTailChunks = 2;  // that the up to 64 positions of a path can touch
 constexpr int kScoreStride = kAttentionChunk + 4;  // rows start in different banks
 
 template <int kDim, int kRowTiles>
@@ -38,72 +37,6 @@ struct Shared {
   int32_t limits[kRowTiles * 16];              // the last position that a query row sees, -1: none
   int64_t first_item[kAttentionMaxRows + 1];
 };
-
-// A row of the batch as items see it.
-struct RowPlan {
-  int count = 0, chunks = 0, groups = 0;  // chunks that query rows of all tokens share
-  int tail = 0;                           // first chunk that tokens see on their own
-  bool tree = false;
-};
-
-__device__ __forceinline__ RowPlan plan_row(const AttentionArgs& args, int r, int rows_at_once) {
-  RowPlan plan;
-  const Batch& batch = args.batch;
-  if (batch.slots[r] < 0 || batch.counts[r] <= 0) return plan;
-  plan.count = batch.counts[r];
-  plan.groups = static_cast<int>(
-      ceil_div(int64_t{plan.count} * (args.heads / args.cache.kv_heads), rows_at_once));
-  int32_t positions = batch.starts[r] + plan.count;
-  if (args.kv_lengths != nullptr) positions = args.kv_lengths[r];
-  plan.chunks = static_cast<int>(ceil_div(positions, kAttentionChunk));
-  plan.tree = args.kv_lengths == nullptr && batch.bases != nullptr && batch.bases[r] < positions;
-  if (plan.tree) plan.chunks = plan.tail = batch.bases[r] / kAttentionChunk;
-  return plan;
-}
-
-__device__ __forceinline__ int64_t plan_items(const RowPlan& plan) {
-  return int64_t{plan.groups} * plan.chunks + (plan.tree ? int64_t{plan.count} * kTailChunks : 0);
-}
-
-// What a block works on.
-struct Item {
-  int row, kv_head, chunk;
-  int first, rows;    // query rows of the row and head: token i / group, head i % group
-  Query path;         // whose positions are loaded
-  int32_t positions;  // 0..positions - 1 are loaded, more do not exist for any query row
-};
-
-__device__ __forceinline__ int smaller(int a, int b) {
-  return a < b ? a : b;
-}
-
-__device__ __forceinline__ Item item_at(const AttentionArgs& args, int row, int64_t number,
-                                        int rows_at_once) {
-  const RowPlan plan = plan_row(args, row, rows_at_once);
-  const int group = args.heads / args.cache.kv_heads;
-  const int64_t shared_items = int64_t{plan.groups} * plan.chunks;
-  Item item;
-  item.row = row;
-  item.kv_head = static_cast<int>(number / plan_items(plan));
-  number %= plan_items(plan);
-  int last;  // token whose path is loaded
-  if (number < shared_items) {
-    item.chunk = static_cast<int>(number / plan.groups);
-    item.first = static_cast<int>(number % plan.groups) * rows_at_once;
-    item.rows = smaller(plan.count * group - item.first, rows_at_once);
-    last = (item.first + item.rows - 1) / group;
-  } else {
-    number -= shared_items;
-    last = static_cast<int>(number / kTailChunks);
-    item.chunk = plan.tail + static_cast<int>(number % kTailChunks);
-    item.first = last * group;
-    item.rows = group;
-  }
-  item.path = query_at(args.batch, row, last);
-  item.positions = item.path.position + 1;
-  if (args.kv_lengths != nullptr) item.positions = args.kv_lengths[row];
-  return item;
-}
 
 // Starts the copies of tile `tile`: keys of the chunk's tiles, then values. Positions that do not
 // exist become zeros.
@@ -292,7 +225,7 @@ __device__ __forceinline__ void write_outputs(const AttentionArgs& args, const I
 }
 
 // Partials are [activation row][head][chunk]: pairs (maximum, sum) first, then outputs.
-__host__ __device__ constexpr int64_t stats_floats(int64_t rows, int heads, int max_chunks) {
+__device__ __forceinline__ int64_t stats_floats(int64_t rows, int heads, int max_chunks) {
   return rows * heads * max_chunks * 2;
 }
 
@@ -322,7 +255,7 @@ __device__ __forceinline__ void run_item(const AttentionArgs& args, const Item& 
     }
     if (tile == tiles) {
       weigh<T>(args, item, tiles, stats, shared);
-      __syncthreads();
+      __syncthreads();  // weights are there
     }
     add_values<T>(item, tile, tiles, shared, sums);
   }
@@ -380,12 +313,25 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(AttentionArgs args) {
 
 template <typename T, int kDim, int kRowTiles>
 void launch(const AttentionArgs& args, Stream stream) {
+  // Two small blocks share a multiprocessor of 164 KB (sm_80) and more.
+  static_assert(kRowTiles > 1 || 2 * (sizeof(Shared<kDim, kRowTiles>) + 1024) <= 228 << 10);
+  static_assert(sizeof(Shared<kDim, kRowTiles>) <= 163 << 10);
   const int blocks = args.multiprocessors * (kRowTiles == 1 ? 2 : 1);
   CE_LAUNCH((attention_kernel<T, kDim, kRowTiles>), static_cast<unsigned>(blocks), kThreads,
             sizeof(Shared<kDim, kRowTiles>), stream, args);
   const int64_t warps = int64_t{args.batch.rows} * args.batch.width * args.heads;
   CE_LAUNCH((merge_kernel<T>), static_cast<unsigned>(ceil_div(warps * kWarp, kThreads)), kThreads,
             0, stream, args);
+}
+
+// Many query rows are read for together where the shared memory holds them; the bits are the same.
+template <typename T, int kDim>
+void launch_wide_or_narrow(const AttentionArgs& args, int rows, Stream stream) {
+  const bool wide = rows > 16 && sizeof(Shared<kDim, 4>) <= static_cast<size_t>(args.shared_limit);
+  if (wide || args.heads / args.cache.kv_heads > 16)
+    launch<T, kDim, 4>(args, stream);
+  else
+    launch<T, kDim, 1>(args, stream);
 }
 
 }  // namespace
@@ -408,9 +354,9 @@ void attention(const AttentionArgs& args, Stream stream) {
   const int rows = args.batch.width * (args.heads / kv_heads);
   CE_DISPATCH_ELEMENT(args.cache.dtype, T, {
     if (dim <= 64)
-      rows <= 16 ? launch<T, 64, 1>(args, stream) : launch<T, 64, 4>(args, stream);
+      launch_wide_or_narrow<T, 64>(args, rows, stream);
     else
-      rows <= 16 ? launch<T, 128, 1>(args, stream) : launch<T, 128, 4>(args, stream);
+      launch_wide_or_narrow<T, 128>(args, rows, stream);
   });
 }
 

@@ -197,6 +197,7 @@ int row_tiles(int64_t rows) {
 
 template <typename T, int kRowTiles>
 void launch(const LinearArgs& args, Stream stream) {
+  static_assert(sizeof(Shared<kRowTiles>) <= 99 << 10);  // the least that a supported GPU allows
   const int splits = linear_splits(args.n, args.k, args.multiprocessors);
   const dim3 grid(static_cast<unsigned>(ceil_div(args.rows, kRowTiles * 16)),
                   static_cast<unsigned>(ceil_div(args.n, kLinearOutputs)),

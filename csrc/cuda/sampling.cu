@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) edit_kernel(ChooseArgs args) {
     atomicOr(&seen[token], 1);
     if (p >= s.prompt_length) atomicAdd(&seen[token], 2);
   }
-  __syncthreads();
+  __syncthreads();  // counts are complete
   for (int32_t p = thread; p < prefix; p += kThreads) {
     const int32_t token = tokens[index_of_position(c.query, p)];
     if (token < 0 || token >= args.vocab) continue;

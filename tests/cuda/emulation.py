@@ -66,9 +66,13 @@ def _compile(name: str, text: str, headers: str, flags: list[str]) -> Path:
 
 
 def build_all(
-    variants: Iterable[dict[str, str]], sanitize: str = "", jobs: int = JOBS
+    variants: Iterable[dict[str, str]],
+    sanitize: str = "",
+    warnings: bool = True,
+    jobs: int = JOBS,
 ) -> list[Path]:
-    """One module per variant: kernel sources by file name that replace those of csrc/cuda."""
+    """One module per variant: kernel sources by file name that replace those of csrc/cuda (planted
+    bugs may leave things unused: without warnings)."""
     BUILD.mkdir(parents=True, exist_ok=True)
     extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
     headers = _headers()
@@ -84,8 +88,10 @@ def build_all(
             _compile(n, (CSRC / n).read_text(), headers, f + extra) for n, f in common.items()
         ]
         for name in KERNELS:
-            text = variant.get(name) or (CSRC / "cuda" / name).read_text()
-            objects.append(_compile(f"cuda/{name}", text, headers, FLAGS + extra))
+            flags, text = FLAGS, (CSRC / "cuda" / name).read_text()
+            if name in variant:
+                flags, text = FLAGS if warnings else [*FLAGS, "-w"], variant[name]
+            objects.append(_compile(f"cuda/{name}", text, headers, flags + extra))
         return _link(objects, extra)
 
     plan = list(variants)

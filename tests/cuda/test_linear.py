@@ -95,6 +95,11 @@ def test_refuses_a_misaligned_stride(run: Launcher) -> None:
             **dict.fromkeys(
                 ["weights", "x", "bias", "y", "workspace", "counters", "y_cols", "y_stride"]
             ),
-            **{"dtype": 1, "n": 16, "k": 8, "x_stride": 12, "rows": 1},
-            **{"output": 0, "multiprocessors": 4},
+            dtype=1,
+            n=16,
+            k=8,
+            x_stride=12,
+            rows=1,
+            output=0,
+            multiprocessors=4,
         )

@@ -195,6 +195,7 @@ struct AttentionArgs {
   int32_t max_chunks;  // of the longest row that the cache can hold
   float* partials;     // attention_partial_floats(...)
   int32_t multiprocessors;
+  int32_t shared_limit;  // bytes of shared memory that a block may have; speed alone
 };
 inline constexpr int kAttentionMaxRows = 256;
 int64_t attention_partial_floats(int64_t activation_rows, int heads, int head_dim, int max_chunks);
@@ -246,7 +247,7 @@ struct AcceptArgs {
   Batch batch;
   const int32_t* wanted;  // [rows] of which the first belongs to the token before the frontier
   int32_t logit_width;
-  uint64_t* best;    // of choose; zeros afterwards
+  uint64_t* best;         // of choose; zeros afterwards
   int32_t* tokens;        // the batch's, written
   float* draft_probs;     // [token rows, token_stride], or null
   const float* probs;     // of choose; needed for lenience > 1 and for draft_probs

@@ -1,0 +1,284 @@
+"""Planted bugs: each is a textual change of one kernel source, and each must be caught by the check
+named with it. What no check catches is not tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from cascade_engine.ops.launch import Launcher
+from tests.cuda import emulation, test_attention, test_drafting, test_forward_ops, test_linear
+from tests.cuda import test_sampling as sampling
+from tests.cuda.support import BF16
+
+Check = Callable[[Launcher], None]
+
+
+class Bug(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    check: Check
+
+
+def product(run: Launcher) -> None:
+    test_linear.test_product(run, BF16, 17, 130, 200)
+
+
+def long_chains(run: Launcher) -> None:
+    test_attention.test_chains(run, BF16, 6, 2, 128, [300, 17], [7, 1])
+
+
+def mixed_chains(run: Launcher) -> None:
+    test_attention.test_chains(run, BF16, 2, 1, 64, [5, 0, 254], [3, 0, 5])
+
+
+trees = partial(test_attention.test_trees, start=250)
+split_rows = partial(test_linear.test_bits_do_not_depend_on_the_number_of_rows, n=24, k=448)
+reviews = partial(sampling.test_reviews_are_the_oracles, lenience=1.0)
+lenient_reviews = partial(sampling.test_reviews_are_the_oracles, lenience=3.0)
+tree_reviews = partial(sampling.test_trees, temperature=0.0)
+rope = partial(test_forward_ops.test_rope_and_store, dtype=BF16, rotary=True)
+max_gram = partial(test_drafting.test_max_gram, max_match=32)
+
+INCLUDED_BY = {"attention_items.h": "attention.cu", "noise.h": "sampling.cu"}
+
+BUGS = [
+    Bug(
+        "ties go to the highest id",
+        "noise.h",
+        "(0xffffffffu - static_cast<uint32_t>(id))",
+        "static_cast<uint32_t>(id)",
+        sampling.test_ties_and_what_is_not_a_number,
+    ),
+    Bug("the upper tail of the noise", "noise.h", "upper ? ~bits : bits", "bits", reviews),
+    Bug("x read before it is there", "linear.cu", "__syncthreads();  // this", "// this", product),
+    Bug("waits for one stage too few", "linear.cu", "kStages - 2>", "kStages - 1>", product),
+    Bug(
+        "fragments from unswizzled places",
+        *("linear.cu", "load_matrices(x, &shared.x[buffer][row][swizzled(row, chunk)])"),
+        *("load_matrices(x, &shared.x[buffer][row][chunk])", product),
+    ),
+    Bug("a range of k is lost", "linear.cu", "split = 1; split", "split = 2; split", product),
+    Bug("reads behind k", "linear.cu", "static_cast<int>(left) * 2", "16", product),
+    Bug(
+        "leaves its counter", "linear.cu", "counters[output] = 0", "counters[output] += 0", product
+    ),
+    Bug("halves of a tile swapped", "linear.cu", "high = low + 8", "high = low + 4", product),
+    Bug("a row tile's second half twice", "linear.cu", "a, x + 2)", "a, x)", product),
+    Bug(
+        "splits depend on the rows",
+        *("linear.cu", "splits = linear_splits(args."),
+        *("splits = args.rows == 1 ? 1 : linear_splits(args.", split_rows),
+    ),
+    Bug(
+        "sees one token too far",
+        "attention.cu",
+        "distance >= 0 ? score",
+        "distance >= -1 ? score",
+        mixed_chains,
+    ),
+    Bug(
+        "weights read before they are there",
+        "attention.cu",
+        "__syncthreads();  // weights",
+        "// weights",
+        long_chains,
+    ),
+    Bug(
+        "all query rows see what the last one sees",
+        *("attention.cu", "everything ? item.positions - 1 : q.position"),
+        *("q.index >= 0 ? item.positions - 1 : -1", mixed_chains),
+    ),
+    Bug(
+        "slots taken for positions",
+        "attention.cu",
+        "index_of_position(item.path, position)",
+        "position",
+        trees,
+    ),
+    Bug(
+        "values not transposed",
+        "attention.cu",
+        "load_matrices_transposed(",
+        "load_matrices(",
+        mixed_chains,
+    ),
+    Bug(
+        "stale slots read",
+        *("attention.cu", "position < item.positions && piece"),
+        *("position < args.max_chunks * kAttentionChunk && piece", mixed_chains),
+    ),
+    Bug(
+        "chunks merged without their maxima",
+        "attention.cu",
+        "fmaf(expf(stats[2 * c] - highest), outputs",
+        "fmaf(1.0f, outputs",
+        long_chains,
+    ),
+    Bug("waits for one tile too few", "attention.cu", "kStages - 2>", "kStages - 1>", mixed_chains),
+    Bug(
+        "bias by key position",
+        "attention.cu",
+        "smaller(distance, args",
+        "smaller(position, args",
+        test_attention.test_a_relative_bias_and_no_scale,
+    ),
+    Bug(
+        "a tree's second chunk is forgotten",
+        "attention_items.h",
+        "kTailChunks = 2",
+        "kTailChunks = 1",
+        trees,
+    ),
+    Bug(
+        "items run into each other",
+        "attention.cu",
+        "__syncthreads();  // before",
+        "// before",
+        long_chains,
+    ),
+    Bug(
+        "heads of a group mixed up",
+        "attention.cu",
+        "q = item.first + row;\n    const bool",
+        "q = item.first + (row ^ 1);\n    const bool",
+        long_chains,
+    ),
+    Bug(
+        "turned by slot, not by depth",
+        "rope.cu",
+        "q.position < 0 ? 0 : q.position",
+        "q.index < 0 ? 0 : q.index",
+        rope,
+    ),
+    Bug(
+        "turned the other way",
+        "kv_pages.cu",
+        "second * c + first * s",
+        "second * c - first * s",
+        rope,
+    ),
+    Bug(
+        "moves up instead of down",
+        *("kv_pages.cu", "*at(base + depth) = *at(base + path[depth])"),
+        "*at(base + path[depth]) = *at(base + depth)",
+        test_forward_ops.test_commit_moves_the_accepted_path,
+    ),
+    Bug(
+        "sums read before they are there",
+        "norm.cu",
+        "__syncthreads();",
+        "",
+        partial(test_forward_ops.test_rms_norm, dtype=BF16, cols=300),
+    ),
+    Bug(
+        "packed elements mixed up",
+        *("embedding.cu", "k % 16 / 8 * 4 + row % 16 / 8 * 2", "k % 16 / 8 * 2 + row % 16 / 8 * 4"),
+        partial(test_forward_ops.test_embedding, dtype=BF16, packed=True),
+    ),
+    Bug(
+        "noise of the position before",
+        "sampling.cu",
+        "static_cast<uint32_t>(c.query.position + 1)",
+        "static_cast<uint32_t>(c.query.position)",
+        reviews,
+    ),
+    Bug(
+        "penalties see slots, not the path",
+        "sampling.cu",
+        "tokens[index_of_position(c.query, p)]",
+        "tokens[p]",
+        tree_reviews,
+    ),
+    Bug(
+        "one token more than top_k",
+        "sampling.cu",
+        "shared.buckets[bucket] < wanted",
+        "shared.buckets[bucket] <= wanted",
+        sampling.test_ties_at_the_cut_go_to_the_lowest_ids,
+    ),
+    Bug(
+        "counts used while they grow",
+        "sampling.cu",
+        "__syncthreads();  // counts",
+        "// counts",
+        reviews,
+    ),
+    Bug(
+        "parents one node off",
+        "accept.cu",
+        "63 - __clzll(above)",
+        "62 - __clzll(above)",
+        tree_reviews,
+    ),
+    Bug(
+        "lenience the wrong way", "accept.cu", "/ args.lenience", "* args.lenience", lenient_reviews
+    ),
+    Bug(
+        "the suffix matches itself",
+        "max_gram.cu",
+        "end < text_length - 1",
+        "end < text_length",
+        max_gram,
+    ),
+    Bug(
+        "the row wins over the corpus",
+        "max_gram.cu",
+        "match_length(other) >= match_length(own)",
+        "match_length(other) > match_length(own)",
+        test_drafting.test_corpora,
+    ),
+    Bug(
+        "a copy runs into its own tokens",
+        "max_gram.cu",
+        "next + i % (length - next)",
+        "next + i",
+        max_gram,
+    ),
+    Bug(
+        "contexts searched one too low",
+        "ngram.cu",
+        "probe) <= token",
+        "probe) < token",
+        test_drafting.test_contexts_are_found_among_many,
+    ),
+]
+
+
+def mutated(bug: Bug) -> dict[str, str]:
+    """Headers are changed inside the one source that includes them first."""
+    folder = emulation.CSRC / "cuda"
+    text = (folder / bug.file).read_text()
+    assert bug.old in text, f"{bug.name}: {bug.file} has no {bug.old!r}"
+    text = text.replace(bug.old, bug.new)
+    if bug.file.endswith(".cu"):
+        return {bug.file: text}
+    source = INCLUDED_BY[bug.file]
+    include = f'#include "cuda/{bug.file}"'
+    whole = (folder / source).read_text()
+    assert include in whole
+    return {source: whole.replace(include, text)}
+
+
+@pytest.fixture(scope="module")
+def modules(emulated: Launcher) -> dict[str, Path]:
+    """A module for each bug, two compilations at a time."""
+    paths = emulation.build_all([mutated(bug) for bug in BUGS], warnings=False)
+    return {bug.name: path for bug, path in zip(BUGS, paths, strict=True)}
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_is_caught(bug: Bug, modules: dict[str, Path]) -> None:
+    module = emulation.load(modules[bug.name])
+    module.set_seed(1)
+    torch.manual_seed(0)
+    # Wrong results fail assertions, misuse of the thread model raises ValueError.
+    with pytest.raises((AssertionError, ValueError)):
+        bug.check(Launcher(module, torch.device("cpu")))
