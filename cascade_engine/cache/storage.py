@@ -14,20 +14,29 @@ def bytes_per_token(layers: int, kv_heads: int, head_dim: int, dtype: torch.dtyp
 
 
 class KVStorage:
-    """Keys and values of all layers, in the CPU layout.
+    """Keys and values of all layers, in the layout of the backend.
 
-    `data` is `[layers, 2, pages, kv_heads * head_dim * PAGE_TOKENS]`; within a page, keys are
-    `[kv_heads, head_dim, PAGE_TOKENS]` and values `[kv_heads, PAGE_TOKENS, head_dim]`. The memory
-    is not touched before a page is used.
+    `data` is `[layers, 2, pages, kv_heads * head_dim * PAGE_TOKENS]`; within a page, on the CPU,
+    keys are `[kv_heads, head_dim, PAGE_TOKENS]` and values `[kv_heads, PAGE_TOKENS, head_dim]`; on
+    a GPU both are as the values. The memory is not touched before a page is used.
     """
 
     def __init__(
-        self, layers: int, pages: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self,
+        layers: int,
+        pages: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         shape = (layers, 2, pages, kv_heads * head_dim * PAGE_TOKENS)
-        self.data = Arena().zeros(shape, dtype)
+        if torch.device(device).type == "cpu":
+            self.data = Arena().zeros(shape, dtype)
+        else:
+            self.data = torch.zeros(shape, dtype=dtype, device=device)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copies one page in every layer."""

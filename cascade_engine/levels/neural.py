@@ -12,7 +12,7 @@ from cascade_engine.errors import CapacityError
 from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, TokenRows, Verdict
 from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
-from cascade_engine.ops import CpuBackend
+from cascade_engine.ops import CpuBackend, CudaBackend
 
 PREFILL_TOKENS = 256
 """Tokens of one prefill pass; any split gives the same bits."""
@@ -46,7 +46,7 @@ class NeuralLevel:
         self,
         name: str,
         weights: llama.LlamaWeights,
-        backend: CpuBackend,
+        backend: CpuBackend | CudaBackend,
         rows: TokenRows,
         context: int,
         tokens: int,
@@ -67,7 +67,12 @@ class NeuralLevel:
         # A tree's nodes take a slot each, and two of them may have one position.
         self.pages = PageTable(pages, num_rows, self._row_tokens + MAX_NODES)
         self.storage = KVStorage(
-            config.num_layers, pages, config.num_kv_heads, config.head_dim, weights.activation_dtype
+            config.num_layers,
+            pages,
+            config.num_kv_heads,
+            config.head_dim,
+            weights.activation_dtype,
+            backend.device,
         )
         recorder = backend.recorder()
         layers = recorder.cache_layers(self.storage.data, config.num_kv_heads, config.head_dim)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine.levels.rows import TokenRows
-from cascade_engine.ops import MAX_TREE_NODES, CpuBackend, Drafter, NgramTable
+from cascade_engine.ops import MAX_TREE_NODES, CpuBackend, CudaBackend, Drafter, NgramTable
 
 MAX_MATCH = 32
 """Longest suffix that Max-Gram tells apart."""
@@ -70,7 +70,7 @@ class StatisticalLevel:
 
     def __init__(
         self,
-        backend: CpuBackend,
+        backend: CpuBackend | CudaBackend,
         rows: TokenRows,
         table: NgramTable | None = None,
         learn_tokens: int = 0,

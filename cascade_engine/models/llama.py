@@ -12,7 +12,7 @@ import torch
 from cascade_engine.errors import CheckpointError
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, inv_freq
-from cascade_engine.ops import CpuBackend, LinearWeight, activation_dtype
+from cascade_engine.ops import CpuBackend, CudaBackend, LinearWeight, activation_dtype
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def _tensors(value: object) -> Iterable[torch.Tensor]:
 class _Loader:
     """Moves tensors from a checkpoint into the backend's layout, one at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: CpuBackend, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, backend: CpuBackend | CudaBackend, dtype: torch.dtype
+    ) -> None:
         self.checkpoint = checkpoint
         self.backend = backend
         self.dtype = dtype
@@ -115,7 +117,7 @@ class _Loader:
 def load_weights(
     checkpoint: Checkpoint,
     config: LlamaConfig,
-    backend: CpuBackend,
+    backend: CpuBackend | CudaBackend,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
 ) -> LlamaWeights:

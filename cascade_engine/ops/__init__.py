@@ -2,6 +2,7 @@
 
 from cascade_engine._C import MAX_TREE_NODES, CacheLayer, Drafter, NgramTable, Sampler
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
+from cascade_engine.ops.cuda import CudaBackend
 from cascade_engine.ops.reference import ReferenceOps
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "CacheLayer",
     "CpuBackend",
     "Drafter",
+    "CudaBackend",
     "LinearWeight",
     "NgramTable",
     "Recorder",

@@ -13,6 +13,7 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.memory import Arena
+from cascade_engine.ops.launch import unpack_tiles
 
 NATIVE_DTYPE = {
     torch.float32: _C.DType.f32,
@@ -38,11 +39,19 @@ def scale_count(n: int, dtype: torch.dtype) -> int:
 
 
 @dataclass(frozen=True)
-class LinearWeight:
-    """A weight `[n, k]` in the packed layout of csrc/include/ce/types.h, with its bias `[n]`; in
-    int8 with the scale of each row, `[n, padded]`."""
+class PackedTiles:
+    """The shape of a weight in the layout of csrc/include/ce/cuda_kernels.h."""
 
-    handle: _C.PackedMatrix
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """A weight `[n, k]` in the packed layout of csrc/include/ce/types.h (or, with PackedTiles, of
+    ce/cuda_kernels.h), with its bias `[n]`; in int8 with the scale of each row, `[n, padded]`."""
+
+    handle: Any
     memory: torch.Tensor
     bias: torch.Tensor | None = None
     scales: torch.Tensor | None = None
@@ -55,6 +64,8 @@ class LinearWeight:
 def unpack_linear(weight: LinearWeight) -> torch.Tensor:
     """The dense `[n, k]` matrix of a packed weight; of int8, what it stands for, in float64."""
     n, k = weight.shape
+    if isinstance(weight.handle, PackedTiles):
+        return unpack_tiles(weight.memory, n, k)
     if weight.memory.dtype == torch.float32:
         blocks = weight.memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
     else:

@@ -27,7 +27,7 @@ class Launcher:
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             self.multiprocessors = properties.multi_processor_count
-            self.shared_limit = properties.shared_memory_per_block_optin
+            self.shared_limit = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
 
     def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
         """Launches `name`; tensors become addresses, None becomes null."""

@@ -297,6 +297,25 @@ void bind_kernels_of_one_row(py::module_& m) {
       py::call_guard<py::gil_scoped_release>(), "log(sum(exp(values / temperature))).");
 }
 
+py::dict sampler_params(const Sampler& sampler) {
+  const SamplerParams& p = sampler.params();
+  py::dict out;
+  out["temperature"] = p.temperature;
+  out["top_k"] = p.top_k;
+  out["top_p"] = p.top_p;
+  out["min_p"] = p.min_p;
+  out["repetition_penalty"] = p.repetition_penalty;
+  out["presence_penalty"] = p.presence_penalty;
+  out["frequency_penalty"] = p.frequency_penalty;
+  out["logit_bias"] = p.logit_bias;
+  out["min_tokens"] = p.min_tokens;
+  out["stop_ids"] = p.stop_ids;
+  out["seed"] = p.seed;
+  out["sample_index"] = p.sample_index;
+  out["prompt_length"] = p.prompt_length;
+  return out;
+}
+
 void bind_sampler(py::module_& m) {
   py::class_<Sampler, std::shared_ptr<Sampler>>(
       m, "Sampler",
@@ -320,7 +339,8 @@ void bind_sampler(py::module_& m) {
            py::arg("seed") = 0, py::arg("sample_index") = 0, py::arg("prompt_length") = 0,
            "temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1 / 0 / 0 are off. "
            "logit_bias lists (token id, addend); min_tokens keeps stop_ids out of the first "
-           "min_tokens tokens after the prompt. Raises ValueError naming the parameter.");
+           "min_tokens tokens after the prompt. Raises ValueError naming the parameter.")
+      .def_property_readonly("params", &sampler_params, "Its keywords, for other backends.");
   m.def("sample", &sample_rows, py::arg("context"), py::arg("logits"), py::arg("logits_stride"),
         py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("rows"),
         py::arg("positions"), py::arg("samplers"), py::arg("allowed") = std::vector<Address>(),

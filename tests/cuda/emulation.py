@@ -119,8 +119,9 @@ def _link(objects: list[Path], extra: list[str]) -> Path:
 
 
 def load(path: Path) -> ModuleType:
-    """Several variants live side by side: the path tells them apart."""
-    spec = importlib.util.spec_from_file_location("cuda_emulation", path)
+    """Several variants live side by side, under names of their own."""
+    name = f"variant_{path.parent.name}.cuda_emulation"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

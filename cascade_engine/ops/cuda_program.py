@@ -1,0 +1,257 @@
+"""A forward pass on a GPU, recorded once: the launches of a model's description with their memory,
+replayed as a CUDA graph for each shape of a batch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cascade_engine.errors import CapacityError
+from cascade_engine.ops.launch import ELEMENT, Launcher
+
+CHUNK = 256
+PAGE_TOKENS = 16
+MAX_NODES = 64
+"""Tokens that a tree may have."""
+NO_TREE = 2**31 - 1
+Tree = tuple[Sequence[int], Sequence[int]]
+"""Tokens and parents; empty: none."""
+
+
+def bucket(size: int) -> int:
+    """Shapes are rounded up to powers of two, so that few graphs serve all."""
+    return 0 if size <= 0 else 1 << (size - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows of a batch, tokens a row, wanted logits a row: the buckets."""
+
+    rows: int
+    width: int
+    logits: int
+
+
+@dataclass
+class Buffer:
+    """An activation matrix; `memory` is `[activation or logit rows, stride]`, which grows."""
+
+    dtype: torch.dtype
+    cols: int
+    per_logit: bool
+    memory: torch.Tensor | None = None
+
+    @property
+    def stride(self) -> int:
+        """Matrix operands start at multiples of 16 bytes."""
+        return self.cols if self.dtype == torch.float32 else -(-self.cols // 8) * 8
+
+
+Step = Callable[[Shape, dict[str, Any]], None]
+
+
+class CudaProgram:
+    """Has the surface of the native CPU program; steps are added by `CudaRecorder`."""
+
+    def __init__(self, launcher: Launcher, graphs: bool) -> None:
+        self.launcher = launcher
+        self.buffers: list[Buffer] = []
+        self.steps: list[tuple[bool, Step]] = []
+        self.workspace = torch.empty(0)
+        self.counters = torch.empty(0, dtype=torch.int32)
+        self.partials = torch.empty(0)
+        self.needs: Callable[[Shape], tuple[int, int, int]] = lambda shape: (0, 0, 0)
+        self.max_chunks = 1
+        self.batch: dict[str, Any] = {}
+        self.wanted: torch.Tensor | None = None
+        self.shape = Shape(0, 0, 0)
+        self._counts: list[int] = []
+        self._logits: list[int] = []
+        self._graphs: dict[Shape, torch.cuda.CUDAGraph | None] | None = {} if graphs else None
+        self._inputs: dict[Shape, dict[str, torch.Tensor]] = {}
+
+    def bind_rows(self, address: int, stride: int, rows: int) -> None:
+        """Host memory of the token rows; the device keeps a copy with room for a tree behind."""
+        self._host_tokens = host_ints(address, rows * stride).view(rows, stride)
+        size = (rows, stride + MAX_NODES)
+        self.tokens = torch.zeros(size, dtype=torch.int32, device=self.launcher.device)
+
+    def bind_block_tables(self, address: int, stride: int, pages: int) -> None:
+        rows = self._host_tokens.shape[0]
+        self._host_tables = host_ints(address, rows * stride).view(rows, stride)
+        self._pages = pages
+        self.tables = torch.zeros((rows, stride), dtype=torch.int32, device=self.launcher.device)
+        self.max_chunks = -(-stride * PAGE_TOKENS // CHUNK)
+
+    def run(
+        self,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        logits: Sequence[int],
+        left_padded: bool = False,
+        trees: Sequence[Tree] = (),
+    ) -> None:
+        """One pass, as `Program::run` of csrc/include/ce/program.h. Batches are always dense here:
+        `left_padded` asks for nothing more."""
+        shape = Shape(
+            bucket(len(rows)), bucket(max(counts, default=0)), bucket(max(logits, default=0))
+        )
+        self._check(rows, starts, counts)
+        self.shape, self._counts, self._logits = shape, list(counts), list(logits)
+        if shape.rows == 0 or shape.width == 0:
+            return
+        self._upload(shape, rows, starts, counts, logits, trees)
+        self._reserve(shape)
+        if self._graphs is None:
+            self._launch(shape)
+        elif shape not in self._graphs:  # the first pass warms up
+            self._graphs[shape] = None
+            self._launch(shape)
+        else:
+            self._replay(shape)
+
+    def data(self, buffer: int) -> int:
+        """Address of a buffer's memory, `[rows bucket, logits or width bucket, stride]`."""
+        memory = self.buffers[buffer].memory
+        return 0 if memory is None else memory.data_ptr()
+
+    def cols(self, buffer: int) -> int:
+        return self.buffers[buffer].cols
+
+    def rows(self, buffer: int) -> int:
+        """Rows of the last pass, holes not counted."""
+        return sum(self._logits if self.buffers[buffer].per_logit else self._counts)
+
+    def read(self, buffer: int) -> torch.Tensor:
+        """A copy on the host without holes, `[rows, cols]`."""
+        b = self.buffers[buffer]
+        each = self._logits if b.per_logit else self._counts
+        width = self.shape.logits if b.per_logit else self.shape.width
+        if b.memory is None or sum(each) == 0:
+            return torch.empty(0, b.cols, dtype=b.dtype)
+        used = b.memory[: self.shape.rows * width, : b.cols].cpu()
+        return torch.cat([used[i * width : i * width + n] for i, n in enumerate(each)])
+
+    def _check(self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+        for row, start, count in zip(rows, starts, counts, strict=True):
+            limit = self._host_tables.shape[1] * PAGE_TOKENS
+            if not (0 <= row < len(self._host_tokens) and 0 <= start <= start + count <= limit):
+                raise CapacityError(
+                    f"row {row}: tokens {start}..{start + count - 1} do not fit its {limit} places"
+                )
+
+    def _upload(
+        self,
+        shape: Shape,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        logits: Sequence[int],
+        trees: Sequence[Tree],
+    ) -> None:
+        """The batch's description, its tokens and its block tables."""
+        ints = torch.zeros(5, shape.rows, dtype=torch.int32)
+        ints[0] = -1
+        ints[3] = NO_TREE
+        words = torch.zeros(shape.rows, shape.width, dtype=torch.int64)
+        places, fed = [], []
+        for i, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
+            ints[0, i], ints[1, i], ints[2, i], ints[4, i] = row, start, count, logits[i]
+            nodes, parents = trees[i] if trees else ((), ())
+            before = count - len(nodes)
+            if nodes:
+                ints[3, i] = start + before
+                words[i, before:count] = ancestor_words(parents)
+            first = row * self.tokens.shape[1] + start
+            places.append(torch.arange(first, first + count))
+            fed.append(self._host_tokens[row, start : start + before])
+            fed.append(torch.tensor(list(nodes), dtype=torch.int32))
+        device = self.launcher.device
+        self.tokens.view(-1).index_copy_(0, torch.cat(places).to(device), torch.cat(fed).to(device))
+        slots = torch.tensor(list(rows))
+        self.tables.index_copy_(0, slots.to(device), self._host_tables[slots].to(device))
+        inputs = self._inputs.setdefault(shape, {})
+        if not inputs:
+            inputs["ints"] = torch.empty_like(ints, device=device)
+            inputs["words"] = torch.empty_like(words, device=device)
+        inputs["ints"].copy_(ints, non_blocking=True)
+        inputs["words"].copy_(words, non_blocking=True)
+        slots_, starts_, counts_, bases, self.wanted = inputs["ints"]
+        self.batch = {
+            "rows": shape.rows,
+            "width": shape.width,
+            "slots": slots_,
+            "starts": starts_,
+            "counts": counts_,
+            "bases": bases,
+            "ancestors": inputs["words"],
+            "tokens": self.tokens,
+            "token_stride": self.tokens.shape[1],
+            "block_tables": self.tables,
+            "table_stride": self.tables.shape[1],
+        }
+
+    def upload_row(self, row: int, tokens: torch.Tensor) -> None:
+        """The leading tokens of a row, for penalties; forks share what was never fed here."""
+        self.tokens[row, : len(tokens)] = tokens.to(self.launcher.device)
+
+    def _reserve(self, shape: Shape) -> None:
+        """Grows what is too small; graphs that point to the old memory are dropped."""
+        moved = False
+        device = self.launcher.device
+        for b in self.buffers:
+            rows = shape.rows * (shape.logits if b.per_logit else shape.width)
+            if rows > (0 if b.memory is None else len(b.memory)):
+                b.memory = torch.zeros(rows, b.stride, dtype=b.dtype, device=device)
+                moved = True
+        for name, size in zip(
+            ("workspace", "counters", "partials"), self.needs(shape), strict=True
+        ):
+            memory: torch.Tensor = getattr(self, name)
+            if size > memory.numel() or memory.device.type != device.type:
+                setattr(self, name, torch.zeros(max(size, 1), dtype=memory.dtype, device=device))
+                moved = True
+        if moved and self._graphs is not None:
+            self._graphs.clear()
+
+    def _launch(self, shape: Shape) -> None:
+        for per_logit, step in self.steps:
+            if not per_logit or shape.logits > 0:
+                step(shape, self.batch)
+
+    def _replay(self, shape: Shape) -> None:
+        assert self._graphs is not None
+        graph = self._graphs[shape]
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._launch(shape)
+            self._graphs[shape] = graph
+        graph.replay()
+
+
+def ancestor_words(parents: Sequence[int]) -> torch.Tensor:
+    """int64 `[nodes]`: for each node the bits of its ancestors and of itself."""
+    if len(parents) > MAX_NODES:
+        raise CapacityError(f"a tree has at most {MAX_NODES} nodes, got {len(parents)}")
+    words: list[int] = []
+    for node, parent in enumerate(parents):
+        if not -1 <= parent < node:
+            raise ValueError(f"parents[{node}] must be in -1..{node - 1}, got {parent}")
+        words.append((words[parent] if parent >= 0 else 0) | 1 << node)
+    return torch.tensor([w - (w >> 63 << 64) for w in words], dtype=torch.int64)
+
+
+def host_ints(address: int, count: int) -> torch.Tensor:
+    """Host memory as an int32 tensor that shares it."""
+    memory = (ctypes.c_int32 * count).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.int32)
+
+
+def element(dtype: torch.dtype) -> int:
+    return ELEMENT[dtype]

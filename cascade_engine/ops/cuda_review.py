@@ -1,0 +1,224 @@
+"""Reviews on the device: the acceptance rule over the logits that a pass left there."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cascade_engine import _C
+from cascade_engine.ops.cpu import CpuBackend
+from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_ints
+from cascade_engine.ops.device_samplers import DeviceSamplers
+from cascade_engine.ops.launch import Launcher
+
+Window = tuple[torch.Tensor, torch.Tensor]
+"""Rows `[rows, 1]` and places `[rows, logits bucket]` that a review looks at."""
+
+REASONS = {
+    -1: "the logits for position {} are NaN or +inf; the model's weights or its input are broken",
+    -2: "no token is allowed at position {}: the allowed-token mask, logit_bias and min_tokens "
+    "exclude all",
+}
+
+
+class CudaReview:
+    """Calls choose and accept for the program whose logits are at the given address.
+
+    Rows live on the host between reviews: what a review needs goes up with the pass, what it
+    decides comes back in one copy.
+    """
+
+    def __init__(self, launcher: Launcher, cpu: CpuBackend) -> None:
+        self.programs: list[CudaProgram] = []
+        self._run = launcher
+        self._cpu = cpu
+        self._samplers: tuple[list[Any], int, DeviceSamplers] | None = None
+        self._scratch: dict[str, torch.Tensor] = {}
+
+    def accept(
+        self,
+        logits: int,
+        logits_stride: int,
+        vocab: int,
+        tokens: int,
+        token_stride: int,
+        probs: int,
+        rows: Sequence[int],
+        frontiers: Sequence[int],
+        lengths: Sequence[int],
+        samplers: Sequence[Any],
+        lenience: float = 1.0,
+        allowed: Sequence[int] = (),
+        logit_rows: int = -1,
+        trees: Sequence[tuple[list[int], list[int], list[float]]] = (),
+    ) -> list[tuple[Any, ...]]:
+        """As `_C.accept`. Raises ValueError when a row's logits allow no token."""
+        program = self._program(logits)
+        shape = program.shape
+        given = self._device_samplers(samplers, shape.rows, vocab)
+        masks = self._masks(allowed, frontiers, lengths, vocab, shape.logits)
+        edits = given.edits or masks is not None
+        size = shape.rows * shape.logits
+        host_rows = host_ints(tokens, token_stride * (max(rows) + 1)).view(-1, token_stride)
+        if edits:
+            for row, frontier, length in zip(rows, frontiers, lengths, strict=True):
+                program.upload_row(row, host_rows[row, : frontier if trees else length])
+        host_probs = None if probs == 0 else _host_floats(probs, host_rows.shape)
+        places = torch.tensor(list(frontiers))[:, None] + torch.arange(shape.logits)
+        window = torch.tensor(list(rows))[:, None], places.clamp(max=program.tokens.shape[1] - 1)
+        draft_probs = None
+        if host_probs is not None:
+            drafted = (
+                [t[2] for t in trees]
+                if trees
+                else [
+                    host_probs[r, f:n].tolist()
+                    for r, f, n in zip(rows, frontiers, lengths, strict=True)
+                ]
+            )
+            draft_probs = self._draft_probs(drafted, window, program)
+        out = torch.zeros(4, shape.rows, dtype=torch.int32, device=self._run.device)
+        paths = torch.zeros(shape.rows, MAX_NODES, dtype=torch.int32, device=self._run.device)
+        shared = {
+            "batch": program.batch if trees else {**program.batch, "bases": None},
+            "wanted": program.wanted,
+            "logit_width": shape.logits,
+            "best": self._zeros("best", size, torch.int64),
+            "probs": None if probs == 0 else self._zeros("probs", 2 * size, torch.float32),
+        }
+        self._run(
+            "choose",
+            logits=logits,
+            logits_stride=logits_stride,
+            vocab=vocab,
+            allowed=masks,
+            edits=edits,
+            filters=given.filters or probs != 0,
+            processed=self._zeros("processed", size * vocab, torch.float32) if edits else None,
+            seen=self._zeros("seen", size * vocab, torch.int32) if edits else None,
+            **given.arguments(),
+            **shared,
+        )
+        self._run(
+            "accept",
+            tokens=program.tokens,
+            draft_probs=draft_probs,
+            lenience=lenience,
+            num_accepted=out[0],
+            own=out[1],
+            lengths=out[2],
+            paths=paths if trees else None,
+            path_lengths=out[3] if trees else None,
+            **shared,
+        )
+        return self._verdicts(out, paths, draft_probs, window, host_rows, host_probs, trees)
+
+    def _verdicts(
+        self,
+        out: torch.Tensor,
+        paths: torch.Tensor,
+        draft_probs: torch.Tensor | None,
+        window: Window,
+        host_rows: torch.Tensor,
+        host_probs: torch.Tensor | None,
+        trees: Sequence[tuple[list[int], list[int], list[float]]],
+    ) -> list[tuple[Any, ...]]:
+        """One copy of everything that was decided, and what follows from it on the host."""
+        parts = [out.view(-1), paths.view(-1)]
+        if draft_probs is not None:
+            device = self._run.device
+            looked = draft_probs[window[0].to(device), window[1].to(device)]
+            parts.append(looked.view(torch.int32).view(-1))
+        decided = torch.cat(parts).cpu()
+        num_accepted, own, _, _ = decided[: out.numel()].view(out.shape).tolist()
+        nodes = decided[out.numel() :][: paths.numel()].view(paths.shape).tolist()
+        probs = decided[out.numel() + paths.numel() :].view(torch.float32)
+        results: list[tuple[Any, ...]] = []
+        for i, (row, frontier) in enumerate(zip(window[0][:, 0], window[1][:, 0], strict=True)):
+            n = num_accepted[i]
+            if own[i] < 0:
+                raise ValueError(REASONS[own[i]].format(int(frontier) + n))
+            path = nodes[i][:n] if trees else []
+            if trees:
+                taken = [trees[i][0][node] for node in path]
+                host_rows[row, frontier : frontier + n] = torch.tensor(taken, dtype=torch.int32)
+            host_rows[row, frontier + n] = own[i]
+            if host_probs is not None:
+                found = probs.view(window[1].shape)[i, : n + 1]
+                host_probs[row, frontier : frontier + n + 1] = found
+            results.append((n, own[i], path) if trees else (n, own[i]))
+        return results
+
+    def on_host(self, name: str, logits: int, **arguments: Any) -> Any:
+        """A native function of the CPU over a copy of the logits."""
+        program = self._program(logits)
+        buffer = next(i for i in range(len(program.buffers)) if program.data(i) == logits)
+        copy = program.read(buffer).contiguous()
+        return getattr(_C, name)(self._cpu.context, copy.data_ptr(), **arguments)
+
+    def _program(self, logits: int) -> CudaProgram:
+        for program in self.programs:
+            if any(program.data(i) == logits for i, b in enumerate(program.buffers) if b.per_logit):
+                return program
+        raise ValueError(f"no program has logits at address {logits:#x}")
+
+    def _device_samplers(self, samplers: Sequence[Any], rows: int, vocab: int) -> DeviceSamplers:
+        """Kept while the same requests are reviewed."""
+        kept = self._samplers
+        same = kept is not None and kept[1] == rows and len(kept[0]) == len(samplers)
+        if (
+            kept is None
+            or not same
+            or any(a is not b for a, b in zip(kept[0], samplers, strict=True))
+        ):
+            params = [s.params for s in samplers]
+            params += [params[0]] * (rows - len(params))
+            kept = (list(samplers), rows, DeviceSamplers(self._run, params, vocab))
+            self._samplers = kept
+        return kept[2]
+
+    def _masks(
+        self,
+        allowed: Sequence[int],
+        frontiers: Sequence[int],
+        lengths: Sequence[int],
+        vocab: int,
+        width: int,
+    ) -> torch.Tensor | None:
+        """int32 `[rows, width, words]`; rows without a mask allow everything."""
+        if not any(allowed):
+            return None
+        words = (vocab + 31) // 32
+        masks = torch.full((len(allowed), width, words), -1, dtype=torch.int32)
+        for i, address in enumerate(allowed):
+            count = lengths[i] - frontiers[i] + 1
+            if address:
+                masks[i, :count] = host_ints(address, count * words).view(count, words)
+        return masks.to(self._run.device)
+
+    def _draft_probs(
+        self, drafted: Sequence[Sequence[float]], window: Window, program: CudaProgram
+    ) -> torch.Tensor:
+        """float32 like the device's tokens, filled where this review looks."""
+        host = torch.ones(window[1].shape)
+        for i, values in enumerate(drafted):
+            host[i, : len(values)] = torch.tensor(values)
+        memory = self._zeros("draft_probs", program.tokens.numel(), torch.float32)
+        rows = memory[: program.tokens.numel()].view(program.tokens.shape)
+        device = self._run.device
+        rows[window[0].to(device), window[1].to(device)] = host.to(device)
+        return rows
+
+    def _zeros(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory that the kernels leave as zeros, or that they fill themselves."""
+        if name not in self._scratch or self._scratch[name].numel() < size:
+            self._scratch[name] = torch.zeros(size, dtype=dtype, device=self._run.device)
+        return self._scratch[name]
+
+
+def _host_floats(address: int, shape: torch.Size) -> torch.Tensor:
+    memory = (ctypes.c_float * shape.numel()).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
