@@ -71,16 +71,16 @@ class Engine:
     ) -> Engine:
         """Loads a target, its drafts (large to small) and an n-gram table.
 
-        `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU), "float32",
-        "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each output, the rest as
-        in bfloat16). `policy` None: `FixedCascade.default`. `threads` None: CASCADE_THREADS, else
-        all physical cores. `max_context` bounds every row (default: the target's own context);
-        `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a prompt that
-        begins like an earlier one starts from what is cached. A step feeds at most
-        `prefill_tokens` prompt tokens beside the running rows. `padding`
-        "left" runs passes as dense left-padded batches instead of ragged ones, for comparison.
-        `progress(model, done, total)` is
-        called as layers are loaded.
+        `device`: "auto" and "cpu" are the CPU, "cuda" is an NVIDIA GPU of compute capability 8.0
+        or newer. `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU); on
+        the CPU "float32", "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each
+        output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy` None:
+        `FixedCascade.default`. `threads` None: CASCADE_THREADS, else all physical cores.
+        `max_context` bounds every row (default: the target's own context); `kv_cache_bytes` bounds
+        the caches of all levels together. With `reuse_cache` a prompt that begins like an earlier
+        one starts from what is cached. A step feeds at most `prefill_tokens` prompt tokens beside
+        the running rows. `padding` "left" runs passes as dense left-padded batches instead of
+        ragged ones, for comparison. `progress(model, done, total)` is called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """

@@ -16,11 +16,17 @@ from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
 from cascade_engine.models import llama
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
-from cascade_engine.ops import CpuBackend, NgramTable, activation_dtype
+from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable, activation_dtype
 from cascade_engine.tables import load_table, prebuilt_for
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+DEVICE_DTYPES = {"cpu": ("float32", "bfloat16", "int8"), "cuda": ("bfloat16", "float16")}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 Progress = Callable[[str, int, int], None]
 
@@ -38,17 +44,25 @@ class LoadOptions:
     padding: str | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu"):
-            raise RequestError(f"device must be 'auto' or 'cpu', got {self.device!r}")
-        if self.dtype != "auto" and self.dtype not in DTYPES:
-            names = ", ".join(map(repr, DTYPES))
-            raise RequestError(f"dtype must be 'auto' or one of {names}, got {self.dtype!r}")
+        if self.device not in ("auto", *DEVICE_DTYPES):
+            raise RequestError(f"device must be 'auto', 'cpu' or 'cuda', got {self.device!r}")
+        if self.dtype not in ("auto", *DEVICE_DTYPES[self.place]):
+            names = ", ".join(map(repr, DEVICE_DTYPES[self.place]))
+            raise RequestError(
+                f"dtype on device {self.place!r} must be 'auto' or one of {names}, "
+                f"got {self.dtype!r}"
+            )
         if self.padding not in (None, "left"):
             raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
         for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
+
+    @property
+    def place(self) -> str:
+        """ "auto" is the CPU: a GPU is used where it is asked for."""
+        return "cpu" if self.device == "auto" else self.device
 
 
 @dataclass(frozen=True)
@@ -96,14 +110,14 @@ def load_levels(
     progress: Progress | None,
 ) -> Loaded:
     """Opens and checks everything before any weight is packed, then loads the levels."""
-    models = [_open(path, options.dtype) for path in (target, *drafts)]
+    backend = make_backend(options)
+    models = [_open(path, options) for path in (target, *drafts)]
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
     ngrams = _ngram_table(table, tokenizer, vocab_size)
     context = min(models[0].config.max_positions, options.max_context or 2**31 - 1)
     tokens = _cache_tokens(models, context, options)
 
-    backend = CpuBackend(options.threads)
     rows = TokenRows(options.max_rows, context)
     neural, lines, weight_bytes = [], [], 0
     for model in models:
@@ -148,6 +162,13 @@ def _ngram_table(
     return None if path is None or path == "none" else load_table(path, tokenizer, vocab_size)
 
 
+def make_backend(options: LoadOptions) -> CpuBackend | CudaBackend:
+    """Raises RequestError, with the way out, where there is no GPU for it."""
+    if options.place == "cuda":
+        return CudaBackend(threads=options.threads)
+    return CpuBackend(options.threads)
+
+
 def load_model(
     path: str | PathLike[str], backend: CpuBackend, dtype: torch.dtype
 ) -> llama.LlamaWeights:
@@ -160,16 +181,24 @@ def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(name, done, total)
 
 
-def _open(path: str | PathLike[str], dtype: str) -> _Model:
+def _open(path: str | PathLike[str], options: LoadOptions) -> _Model:
     directory = Path(path)
     config = load_config(directory)
     checkpoint = Checkpoint.open(directory)
     stored = config.dtype or STORED_DTYPES[next(iter(checkpoint.bytes_by_dtype()))]
     note = ""
-    if dtype == "auto":
-        chosen = stored if stored in DTYPES.values() else torch.float32
+    supported = [DTYPES[name] for name in DEVICE_DTYPES[options.place]]
+    if options.dtype != "auto":
+        chosen = DTYPES[options.dtype]
+    elif stored in supported:
+        chosen = stored
+    elif options.place == "cpu":
+        chosen = torch.float32
     else:
-        chosen = DTYPES[dtype]
+        raise RequestError(
+            f"{directory.name} is stored as {str(stored).removeprefix('torch.')}, which device "
+            f"{options.place!r} does not compute in; pass dtype='bfloat16' or 'float16'"
+        )
     if chosen != stored:
         note = f" (checkpoint: {str(stored).removeprefix('torch.')})"
     return _Model(
@@ -211,6 +240,12 @@ def _cache_tokens(models: Sequence[_Model], context: int, options: LoadOptions) 
                 f"tokens takes {per_token * PAGE_TOKENS} bytes over {len(models)} models"
             )
         return min(tokens, wanted)
-    quarter = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    quarter = _memory(options.place) // 4
     affordable = quarter // (per_token * PAGE_TOKENS) * PAGE_TOKENS
     return max(PAGE_TOKENS, min(wanted, affordable))
+
+
+def _memory(place: str) -> int:
+    if place == "cuda":
+        return int(torch.cuda.get_device_properties("cuda").total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

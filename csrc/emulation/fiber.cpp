@@ -77,7 +77,6 @@ namespace {
 void* scheduler_fake = nullptr;
 const void* scheduler_stack = nullptr;
 size_t scheduler_size = 0;
-void* unused = nullptr;
 }  // namespace
 #define CE_BEFORE_ENTER(stack) __sanitizer_start_switch_fiber(&scheduler_fake, stack, kStackBytes)
 #define CE_AFTER_ENTER() __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr)

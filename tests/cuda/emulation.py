@@ -74,7 +74,9 @@ def build_all(
     """One module per variant: kernel sources by file name that replace those of csrc/cuda (planted
     bugs may leave things unused: without warnings)."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    extra = [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
+    extra = []
+    if sanitize:
+        extra = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     headers = _headers()
     common = {
         "emulation/fiber.cpp": FLAGS,

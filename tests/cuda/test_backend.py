@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cascade_engine.engine import Engine, loading
 from cascade_engine.errors import RequestError
 from cascade_engine.levels import NeuralLevel, ReviewItem, StatisticalLevel, TokenRows
 from cascade_engine.levels.statistical import Proposal
@@ -18,7 +20,10 @@ from cascade_engine.ops import CudaBackend, LinearWeight, ReferenceOps, Sampler
 from cascade_engine.ops.cpu import unpack_linear
 from cascade_engine.ops.cuda import check_capability
 from cascade_engine.ops.launch import Launcher
+from cascade_engine.params import SamplingParams
+from cascade_engine.policy import PlainDecoding
 from tests.cuda.support import BF16, F16, assert_same_bits
+from tests.models.support import random_llama
 from tests.ops.support import random_weights
 
 SHAPE = {"hidden_size": 40, "intermediate_size": 52, "head_dim": 8, "vocab_size": 66}
@@ -156,3 +161,39 @@ def test_refusals() -> None:
     with pytest.raises(RequestError, match=r"Tesla V100 has compute capability 7\.0.* need 8\.0"):
         check_capability("Tesla V100", (7, 0))
     check_capability("A100", (8, 0))
+
+
+def test_the_engine_says_why_there_is_no_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(RequestError, match=r"device 'cuda': .*device='cpu'"):
+        Engine.load(tmp_path, device="cuda")
+    with pytest.raises(
+        RequestError, match="'cuda' must be .* 'bfloat16', 'float16', got 'float32"
+    ):
+        Engine.load(tmp_path, device="cuda", dtype="float32")
+
+
+def test_the_engine_decodes(run: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole engine on the kernels: with drafts it emits the tokens of plain decoding."""
+    random_llama(
+        tmp_path,
+        3,
+        head_dim=8,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=40,
+        vocab_size=97,
+    )
+    monkeypatch.setattr(loading, "make_backend", lambda options: CudaBackend("cuda", 1, run))
+    monkeypatch.setattr(loading, "_memory", lambda place: 1 << 26)
+    prompts = [random_row(9), random_row(14), random_row(3)]
+    outputs = []
+    for policy in (PlainDecoding(), None):
+        engine = Engine.load(tmp_path, device="cuda", dtype="bfloat16", max_rows=2, policy=policy)
+        params = SamplingParams(max_tokens=10, temperature=0.7, seed=4, ignore_eos=True)
+        outputs.append([g.token_ids for g in engine.generate(prompts, params)])
+    assert outputs[0] == outputs[1]
+    assert [len(ids) for ids in outputs[0]] == [10] * 3

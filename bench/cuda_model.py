@@ -1,0 +1,119 @@
+"""Plain decoding and reviews of a LLaMA-2-7B shape with random weights, on the GPU."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from bench.measure import quantiles
+from cascade_engine.levels import NeuralLevel, ReviewItem, TokenRows
+from cascade_engine.models.config import LlamaConfig, RopeConfig, inv_freq
+from cascade_engine.models.llama import LlamaLayer, LlamaWeights
+from cascade_engine.ops import CudaBackend, LinearWeight, Sampler
+
+VOCABULARY, CONTEXT, LENGTH = 32000, 2048, 512
+SHAPE_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+
+
+def random_weights(backend: CudaBackend, shape: dict[str, int]) -> LlamaWeights:
+    """Filled on the device: no checkpoint, no copy on the host."""
+    heads = shape["num_attention_heads"]
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_layers=shape["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        max_positions=CONTEXT,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-5,
+        rope=RopeConfig(),
+        attention_bias=False,
+        mlp_bias=False,
+        bos_id=None,
+        eos_ids=(),
+        dtype=torch.bfloat16,
+    )
+
+    def linear(n: int, k: int) -> LinearWeight:
+        weight = backend.empty_linear(n, k, torch.bfloat16)
+        weight.memory.normal_(0, 0.02)
+        return weight
+
+    ones = torch.ones(hidden)
+    layers = tuple(
+        LlamaLayer(
+            ones,
+            linear(3 * hidden, hidden),
+            linear(hidden, hidden),
+            ones,
+            linear(2 * inner, hidden),
+            linear(hidden, inner),
+        )
+        for _ in range(config.num_layers)
+    )
+    table = torch.randn(VOCABULARY, hidden, device=backend.device).to(torch.bfloat16)
+    head = linear(VOCABULARY, hidden)
+    return LlamaWeights(config, torch.bfloat16, table, layers, ones, head, inv_freq(config))
+
+
+def measure_model(
+    copy_bandwidth: float,
+    backend: CudaBackend | None = None,
+    shape: dict[str, int] = SHAPE_7B,
+    repeats: int = 60,
+) -> list[dict[str, Any]]:
+    """Microseconds of one review with nothing drafted (a step of plain decoding) and with 16
+    drafted tokens, host work included, and how they stand to reading the weights once."""
+    backend = backend or CudaBackend()
+    weights = random_weights(backend, shape)
+    rows = TokenRows(1, CONTEXT)
+    level = NeuralLevel("7b", weights, backend, rows, CONTEXT, CONTEXT, VOCABULARY)
+    read = sum(
+        w.memory.numel() * 2
+        for layer in weights.layers
+        for w in (layer.qkv, layer.output, layer.gate_up, layer.down)
+    )
+    read += weights.head.memory.numel() * 2
+    floor = read / (copy_bandwidth / 1e6)
+    length, greedy = LENGTH, Sampler(temperature=0.0)
+    rows.write(0, torch.randint(0, VOCABULARY, (length + 16,)).tolist())
+    level.prefill(0, length - 1)
+    times: dict[int, list[float]] = {0: [], 16: []}
+    for _ in range(repeats):
+        for drafted, samples in times.items():
+            begin = time.perf_counter()
+            level.review([ReviewItem(0, length, length + drafted, greedy)], 1.0)
+            samples.append((time.perf_counter() - begin) * 1e6)
+            level.truncate(0, length - 1)
+    results = []
+    warm = repeats // 10
+    decode = quantiles(times[0][warm:])
+    for drafted, samples in times.items():
+        us = quantiles(samples[warm:])
+        ratio = us["median"] / decode["median"]
+        share = floor / us["median"]
+        print(
+            f"review of {drafted:2} drafted: {us['median']:9.1f} us, {ratio:.2f} x decode, ", end=""
+        )
+        print(f"{share:.1%} of the bandwidth floor", flush=True)
+        results.append(
+            {
+                "op": "model",
+                "case": f"7B shape, {drafted} drafted",
+                "us": us,
+                "vs_decode": ratio,
+                "of_floor": share,
+            }
+        )
+    return results
