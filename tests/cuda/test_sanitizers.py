@@ -61,6 +61,7 @@ def run_with(module: Path, tests: list[str]) -> subprocess.CompletedProcess[str]
         "not gpu",
         "-p",
         "no:cacheprovider",
+        "--capture=sys",  # a report goes to the process's own stderr
     ]
     command += [str(folder / test) for test in tests]
     return subprocess.run(
