@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, pages_for
-from cascade_engine.engine.loading import DTYPES, STORED_DTYPES, LoadOptions
+from cascade_engine.engine.loading import DEVICE_DTYPES, DTYPES, STORED_DTYPES, LoadOptions
 from cascade_engine.errors import RequestError, VocabularyMismatch
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import LlamaConfig, load_config
@@ -65,7 +65,8 @@ class _Model:
                 shapes[name] = shapes[source]
         checkpoint.expect(shapes)
         stored = config.dtype or STORED_DTYPES[next(iter(checkpoint.bytes_by_dtype()))]
-        chosen = stored if stored in DTYPES.values() else torch.float32
+        supported = [DTYPES[name] for name in DEVICE_DTYPES["cpu"]]
+        chosen = stored if stored in supported else torch.float32
         chosen = chosen if dtype == "auto" else DTYPES[dtype]
         cost = ModelCost(config, chosen, ceilings.packed_bytes)
         tokenizer = Tokenizer.load(directory)

@@ -38,12 +38,14 @@ def scale_count(n: int, dtype: torch.dtype) -> int:
     return -(-n // _C.BLOCK_COLUMNS) * _C.BLOCK_COLUMNS if dtype == torch.int8 else 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedTiles:
-    """The shape of a weight in the layout of csrc/include/ce/cuda_kernels.h."""
+    """The shape of a weight in the layout of csrc/include/ce/cuda_kernels.h. `gated`: the two
+    halves of its rows are interleaved by eights, for the fused gate."""
 
     n: int
     k: int
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ def unpack_linear(weight: LinearWeight) -> torch.Tensor:
     """The dense `[n, k]` matrix of a packed weight; of int8, what it stands for, in float64."""
     n, k = weight.shape
     if isinstance(weight.handle, PackedTiles):
-        return unpack_tiles(weight.memory, n, k)
+        dense = unpack_tiles(weight.memory, n, k)
+        if weight.handle.gated:
+            dense = dense.view(n // 16, 2, 8, k).transpose(0, 1).reshape(n, k)
+        return dense
     if weight.memory.dtype == torch.float32:
         blocks = weight.memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
     else:

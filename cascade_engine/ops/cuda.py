@@ -17,7 +17,7 @@ from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
 from cascade_engine.ops.cuda_program import Buffer, CudaProgram, Shape
 from cascade_engine.ops.cuda_review import CudaReview
-from cascade_engine.ops.launch import ADD, ELEMENT, STORE, Launcher
+from cascade_engine.ops.launch import ADD, ELEMENT, STORE, SWIGLU, Launcher
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
 LEAST_CAPABILITY = (8, 0)
@@ -159,6 +159,7 @@ class CudaRecorder:
         self._heads: set[tuple[int, int]] = set()
         self._angles: tuple[int, int] | None = None
         self._queries: dict[int, int] = {}
+        self._last_linear: tuple[int, LinearWeight, int] | None = None
 
     def _buffer(self, role: str, dtype: torch.dtype, cols: int, per_logit: bool = False) -> int:
         key = (role, dtype, cols, per_logit)
@@ -176,6 +177,7 @@ class CudaRecorder:
             self._run(name, **values)
 
         self.program.steps.append((per_logit, step))
+        self._last_linear = None
 
     def _memory(self, buffer: int) -> Any:
         return lambda shape, batch, rows: self.program.buffers[buffer].memory
@@ -225,11 +227,17 @@ class CudaRecorder:
 
     def linear(self, x: int, weight: LinearWeight, add_to: int | None = None) -> int:
         """`x W^T + bias`, into a buffer of its own or added to `add_to`."""
-        n, k = weight.shape
-        per_logit = self._per_logit(x)
         out = add_to
         if out is None:
-            out = self._buffer("linear", torch.float32, n, per_logit)
+            out = self._buffer("linear", torch.float32, weight.shape[0], self._per_logit(x))
+        output = STORE if add_to is None else ADD
+        self._add_linear(x, weight, output, out)
+        self._last_linear = (x, weight, out) if add_to is None else None
+        return out
+
+    def _add_linear(self, x: int, weight: LinearWeight, output: int, out: int) -> None:
+        n, k = weight.shape
+        per_logit = self._per_logit(x)
         self._linears.add((n, k, per_logit))
         self._add(
             "linear",
@@ -242,15 +250,14 @@ class CudaRecorder:
             x_stride=self._stride(x),
             rows=_rows,
             bias=None if weight.bias is None else weight.bias.to(self._run.device),
-            output=STORE if add_to is None else ADD,
+            output=output,
             y=self._memory(out),
-            y_stride=n,
-            y_cols=n,
+            y_stride=self._stride(out),
+            y_cols=self.program.cols(out),
             workspace=lambda shape, batch, rows: self.program.workspace,
             counters=lambda shape, batch, rows: self.program.counters,
             multiprocessors=self._run.multiprocessors,
         )
-        return out
 
     def rope_angles(self, inv_freq: torch.Tensor, head_dim: int) -> None:
         """Sets the rotation for the rope_store calls that follow."""
@@ -311,9 +318,17 @@ class CudaRecorder:
         return out
 
     def swiglu(self, gate_up: int, dtype: torch.dtype) -> int:
-        """`silu(gate) * up` of the two halves of `gate_up`, as `dtype`."""
+        """`silu(gate) * up` of the two halves of `gate_up`, as `dtype`. Behind the product that
+        computed them it is part of that product: the weight's gates and ups are interleaved."""
         cols = self.program.cols(gate_up) // 2
         out = self._buffer("swiglu", dtype, cols, self._per_logit(gate_up))
+        last, self._last_linear = self._last_linear, None
+        if last is not None and last[2] == gate_up and cols % 8 == 0:
+            x, weight, _ = last
+            interleave_gates(weight)
+            self.program.steps.pop()
+            self._add_linear(x, weight, SWIGLU, out)
+            return out
         self._add(
             "swiglu",
             self._per_logit(gate_up),
@@ -326,10 +341,10 @@ class CudaRecorder:
         )
         return out
 
-    def select_logit_rows(self, x: int) -> int:
-        """The rows of `x` whose logits are wanted."""
+    def select_logit_rows(self, x: int, dtype: torch.dtype = torch.float32) -> int:
+        """The rows of `x`, of `dtype`, whose logits are wanted: a buffer for each `x`."""
         cols = self.program.cols(x)
-        out = self._buffer("select", torch.float32, cols, per_logit=True)
+        out = self._buffer(f"select {x}", dtype, cols, per_logit=True)
         self._add(
             "select_logit_rows",
             True,
@@ -337,7 +352,7 @@ class CudaRecorder:
             wanted=lambda shape, batch, rows: self.program.wanted,
             logit_width=lambda shape, batch, rows: shape.logits,
             x=self._memory(x),
-            cols=cols,
+            words=self._stride(x) * dtype.itemsize // 4,
             out=self._memory(out),
         )
         return out
@@ -373,6 +388,24 @@ class CudaRecorder:
             size = module.attention_partial_floats(rows, heads, dim, self.program.max_chunks)
             partials = max(partials, size)
         return workspace, counters, partials
+
+
+def interleave_gates(weight: LinearWeight) -> None:
+    """Reorders a weight of gates above ups, once and in place: tiles of eight gates and the eight
+    ups that belong to them, as the fused gate of `linear` wants them."""
+    if weight.handle.gated:
+        return
+    tiles, steps = weight.memory.shape[:2]
+    half_blocks = weight.shape[0] // 16
+    order = torch.arange(2 * tiles, device=weight.memory.device)
+    order[: 2 * half_blocks] = torch.arange(2 * half_blocks).view(2, half_blocks).T.reshape(-1)
+    # Halves of tiles are blocks of eight outputs.
+    view = weight.memory.view(tiles, steps, 32, 2, 2, 2)
+    blocks = view.permute(0, 4, 1, 2, 3, 5).reshape(2 * tiles, steps, 32, 2, 2)[order]
+    view.copy_(blocks.view(tiles, 2, steps, 32, 2, 2).permute(0, 2, 3, 4, 1, 5))
+    if weight.bias is not None:
+        weight.bias.copy_(weight.bias.view(-1, 8)[order[: 2 * half_blocks]].view(-1))
+    weight.handle.gated = True
 
 
 def _batch(shape: Shape, batch: dict[str, Any], rows: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ void bind_forward(py::module_& m) {
     SelectArgs a;
     Keywords k("select_logit_rows", kwargs);
     k.take("batch", a.batch).take("wanted", a.wanted).take("logit_width", a.logit_width);
-    k.take("x", a.x).take("cols", a.cols).take("out", a.out).finish();
+    k.take("x", a.x).take("words", a.words).take("out", a.out).finish();
     select_logit_rows(a, stream);
   });
   m.def("rms_norm", [](Stream stream, const py::kwargs& kwargs) {

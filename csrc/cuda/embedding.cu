@@ -38,9 +38,9 @@ __global__ void __launch_bounds__(kThreads) select_kernel(SelectArgs args) {
             j = static_cast<int>(out % args.logit_width);
   const bool hole = args.batch.slots[r] < 0 || j >= args.wanted[r];
   const int64_t t = args.batch.counts[r] - args.wanted[r] + j;
-  const float* x = args.x + (static_cast<int64_t>(r) * args.batch.width + t) * args.cols;
-  for (int64_t c = threadIdx.x; c < args.cols; c += kThreads)
-    args.out[out * args.cols + c] = hole ? 0.0f : x[c];
+  const uint32_t* x = args.x + (static_cast<int64_t>(r) * args.batch.width + t) * args.words;
+  for (int64_t c = threadIdx.x; c < args.words; c += kThreads)
+    args.out[out * args.words + c] = hole ? 0 : x[c];
 }
 
 }  // namespace

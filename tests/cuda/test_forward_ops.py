@@ -59,7 +59,7 @@ def test_logit_rows(run: Launcher) -> None:
         wanted=wanted.to(run.device),
         logit_width=3,
         x=x.to(run.device),
-        cols=20,
+        words=20,
         out=out,
     )
     source = [1, -1, -1, -1, -1, -1, 8, 9, 10, 14, 15, -1]

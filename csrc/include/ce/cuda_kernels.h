@@ -63,14 +63,14 @@ struct EmbeddingArgs {
 void embedding(const EmbeddingArgs& args, Stream stream);
 
 // out[r * logit_width + j] = x[activation row of the j-th wanted token of row r]: of the last
-// wanted[r] tokens of the row; zeros behind them.
+// wanted[r] tokens of the row; zeros behind them. Rows of any element type, in words of 4 bytes.
 struct SelectArgs {
   Batch batch;
   const int32_t* wanted;  // [rows]
   int32_t logit_width;
-  const float* x;
-  int64_t cols;
-  float* out;
+  const uint32_t* x;
+  int64_t words;  // of a row, padding included
+  uint32_t* out;
 };
 void select_logit_rows(const SelectArgs& args, Stream stream);
 
