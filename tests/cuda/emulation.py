@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -42,13 +43,19 @@ def compiler() -> list[str] | None:
     return ["ccache", found] if shutil.which("ccache") else [found]
 
 
-def _headers() -> str:
-    files = sorted([*CSRC.rglob("*.h")])
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+def _included(text: str, seen: dict[Path, str]) -> dict[Path, str]:
+    """The project's headers that a source reaches, with their contents."""
+    for name in re.findall(r'#include "(.+)"', text):
+        for path in (CSRC / name, CSRC / "include" / name):
+            if path.exists() and path not in seen:
+                seen[path] = path.read_text()
+                _included(seen[path], seen)
+    return seen
 
 
-def _compile(name: str, text: str, headers: str, flags: list[str]) -> Path:
-    key = hashlib.sha256(repr((name, text, headers, flags)).encode()).hexdigest()[:20]
+def _compile(name: str, text: str, flags: list[str]) -> Path:
+    headers = sorted(_included(text, {}).values())
+    key = hashlib.sha256(repr((name, text, flags)).encode()).hexdigest()[:20]
     target = BUILD / f"{Path(name).stem}-{key}.o"
     if target.exists():
         return target
@@ -77,7 +84,6 @@ def build_all(
     extra = []
     if sanitize:
         extra = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    headers = _headers()
     common = {
         "emulation/fiber.cpp": FLAGS,
         "emulation/cuda_emulation.cpp": [*FLAGS, "-O2"],
@@ -86,14 +92,12 @@ def build_all(
     }
 
     def build(variant: dict[str, str]) -> Path:
-        objects = [
-            _compile(n, (CSRC / n).read_text(), headers, f + extra) for n, f in common.items()
-        ]
+        objects = [_compile(n, (CSRC / n).read_text(), f + extra) for n, f in common.items()]
         for name in KERNELS:
             flags, text = FLAGS, (CSRC / "cuda" / name).read_text()
             if name in variant:
                 flags, text = FLAGS if warnings else [*FLAGS, "-w"], variant[name]
-            objects.append(_compile(f"cuda/{name}", text, headers, flags + extra))
+            objects.append(_compile(f"cuda/{name}", text, flags + extra))
         return _link(objects, extra)
 
     plan = list(variants)
@@ -101,7 +105,7 @@ def build_all(
         if not plan[0]:  # the unchanged objects first, and each once
             names = [(n, (CSRC / n).read_text(), f) for n, f in common.items()]
             names += [(f"cuda/{n}", (CSRC / "cuda" / n).read_text(), FLAGS) for n in KERNELS]
-            list(pool.map(lambda item: _compile(item[0], item[1], headers, item[2] + extra), names))
+            list(pool.map(lambda item: _compile(item[0], item[1], item[2] + extra), names))
         return list(pool.map(build, plan))
 
 
