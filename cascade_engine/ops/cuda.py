@@ -130,7 +130,7 @@ class CudaBackend:
         self._review.programs.append(recorder.program)
         return recorder
 
-    def accept(self, **arguments: Any) -> list[tuple[Any, ...]]:
+    def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:
         """The acceptance rule over the logits of the program that ran last with them; arguments as
         `_C.accept`. One wait for the device."""
         return self._review.accept(**arguments)
@@ -145,6 +145,10 @@ class CudaBackend:
     def propose(self, **arguments: Any) -> list[int]:
         """Max-Gram and tables over the host's rows; their tokens go up with the next pass."""
         return self._cpu.propose(**arguments)
+
+    def propose_trees(self, drafter: _C.Drafter, **arguments: Any) -> list[int]:
+        """Trees and chains by n-gram statistics, on the host as well."""
+        return self._cpu.propose_trees(drafter, **arguments)
 
 
 class CudaRecorder:
@@ -372,6 +376,7 @@ class CudaRecorder:
                 "device 'cuda' needs a head_dim that is a multiple of 8 up to 128, got "
                 f"{head_dim}; use device='cpu'"
             )
+        self.program.cache = (data, kv_heads, head_dim)
         for keys, values in data:
             yield CudaCacheLayer(keys, values, kv_heads, head_dim)
 

@@ -65,6 +65,8 @@ class CudaProgram:
         self.counters = torch.empty(0, dtype=torch.int32)
         self.partials = torch.empty(0)
         self.needs: Callable[[Shape], tuple[int, int, int]] = lambda shape: (0, 0, 0)
+        self.cache: tuple[torch.Tensor, int, int] | None = None
+        """`[layers, 2, pages, ...]`, key/value heads and head_dim, for commit."""
         self.max_chunks = 1
         self.batch: dict[str, Any] = {}
         self.wanted: torch.Tensor | None = None
@@ -114,6 +116,27 @@ class CudaProgram:
             self._launch(shape)
         else:
             self._replay(shape)
+
+    def commit(self, row: int, base: int, path: Sequence[int]) -> None:
+        """Moves keys and values of an accepted path from slots base + path[i] to base + i, in all
+        layers."""
+        assert self.cache is not None
+        data, kv_heads, head_dim = self.cache
+        device = self.launcher.device
+        ints = torch.tensor([row, base, len(path), *path], dtype=torch.int32, device=device)
+        batch = {**self.batch, "rows": 1, "slots": ints[0:1], "bases": ints[1:2]}
+        self.launcher(
+            "commit_path",
+            batch=batch,
+            paths=ints[3:],
+            path_lengths=ints[2:3],
+            path_stride=len(path),
+            cache=data,
+            planes=data.shape[0] * data.shape[1],
+            plane_elements=data[0, 0].numel(),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+        )
 
     def data(self, buffer: int) -> int:
         """Address of a buffer's memory, `[rows bucket, logits or width bucket, stride]`."""

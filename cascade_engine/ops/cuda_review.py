@@ -54,7 +54,7 @@ class CudaReview:
         allowed: Sequence[int] = (),
         logit_rows: int = -1,
         trees: Sequence[tuple[list[int], list[int], list[float]]] = (),
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[tuple[int, int, list[int]]]:
         """As `_C.accept`. Raises ValueError when a row's logits allow no token."""
         program = self._program(logits)
         shape = program.shape
@@ -64,21 +64,20 @@ class CudaReview:
         size = shape.rows * shape.logits
         host_rows = host_ints(tokens, token_stride * (max(rows) + 1)).view(-1, token_stride)
         if edits:
-            for row, frontier, length in zip(rows, frontiers, lengths, strict=True):
-                program.upload_row(row, host_rows[row, : frontier if trees else length])
+            for i, row in enumerate(rows):
+                tree = bool(trees) and bool(trees[i][0])  # its nodes are there already
+                program.upload_row(row, host_rows[row, : frontiers[i] if tree else lengths[i]])
         host_probs = None if probs == 0 else _host_floats(probs, host_rows.shape)
         places = torch.tensor(list(frontiers))[:, None] + torch.arange(shape.logits)
         window = torch.tensor(list(rows))[:, None], places.clamp(max=program.tokens.shape[1] - 1)
         draft_probs = None
         if host_probs is not None:
-            drafted = (
-                [t[2] for t in trees]
-                if trees
-                else [
-                    host_probs[r, f:n].tolist()
-                    for r, f, n in zip(rows, frontiers, lengths, strict=True)
-                ]
-            )
+            drafted: list[Sequence[float]] = [
+                host_probs[row, frontier:length].tolist()
+                for row, frontier, length in zip(rows, frontiers, lengths, strict=True)
+            ]
+            for j, (nodes, _, node_probs) in enumerate(trees):
+                drafted[j] = node_probs if nodes else drafted[j]
             draft_probs = self._draft_probs(drafted, window, program)
         out = torch.zeros(4, shape.rows, dtype=torch.int32, device=self._run.device)
         paths = torch.zeros(shape.rows, MAX_NODES, dtype=torch.int32, device=self._run.device)
@@ -125,7 +124,7 @@ class CudaReview:
         host_rows: torch.Tensor,
         host_probs: torch.Tensor | None,
         trees: Sequence[tuple[list[int], list[int], list[float]]],
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[tuple[int, int, list[int]]]:
         """One copy of everything that was decided, and what follows from it on the host."""
         parts = [out.view(-1), paths.view(-1)]
         if draft_probs is not None:
@@ -136,20 +135,21 @@ class CudaReview:
         num_accepted, own, _, _ = decided[: out.numel()].view(out.shape).tolist()
         nodes = decided[out.numel() :][: paths.numel()].view(paths.shape).tolist()
         probs = decided[out.numel() + paths.numel() :].view(torch.float32)
-        results: list[tuple[Any, ...]] = []
+        results: list[tuple[int, int, list[int]]] = []
         for i, (row, frontier) in enumerate(zip(window[0][:, 0], window[1][:, 0], strict=True)):
             n = num_accepted[i]
             if own[i] < 0:
                 raise ValueError(REASONS[own[i]].format(int(frontier) + n))
-            path = nodes[i][:n] if trees else []
-            if trees:
-                taken = [trees[i][0][node] for node in path]
-                host_rows[row, frontier : frontier + n] = torch.tensor(taken, dtype=torch.int32)
+            tree = trees[i][0] if trees else []
+            path = nodes[i][:n] if tree else []
+            if tree:
+                taken = torch.tensor([tree[node] for node in path], dtype=torch.int32)
+                host_rows[row, frontier : frontier + n] = taken
             host_rows[row, frontier + n] = own[i]
             if host_probs is not None:
                 found = probs.view(window[1].shape)[i, : n + 1]
                 host_probs[row, frontier : frontier + n + 1] = found
-            results.append((n, own[i], path) if trees else (n, own[i]))
+            results.append((n, own[i], path))
         return results
 
     def on_host(self, name: str, logits: int, **arguments: Any) -> Any:

@@ -55,7 +55,7 @@ def _included(text: str, seen: dict[Path, str]) -> dict[Path, str]:
 
 def _compile(name: str, text: str, flags: list[str]) -> Path:
     headers = sorted(_included(text, {}).values())
-    key = hashlib.sha256(repr((name, text, flags)).encode()).hexdigest()[:20]
+    key = hashlib.sha256(repr((name, text, headers, flags)).encode()).hexdigest()[:20]
     target = BUILD / f"{Path(name).stem}-{key}.o"
     if target.exists():
         return target

@@ -14,6 +14,7 @@ from cascade_engine.engine import Engine, loading
 from cascade_engine.errors import RequestError
 from cascade_engine.levels import NeuralLevel, ReviewItem, StatisticalLevel, TokenRows
 from cascade_engine.levels.statistical import Proposal
+from cascade_engine.levels.tree import TokenTree
 from cascade_engine.models import llama
 from cascade_engine.models.llama import LlamaLayer, LlamaWeights
 from cascade_engine.ops import CudaBackend, LinearWeight, ReferenceOps, Sampler
@@ -163,6 +164,34 @@ def test_a_tree_is_reviewed_and_committed(run: Launcher) -> None:
         level.truncate(1, 0)
         expected = level.score(1, 17 + len(path), 1)
         assert_same_bits(ours[node + 1 : node + 2], expected, node)
+
+
+def test_a_review_takes_the_path_of_a_tree(run: Launcher) -> None:
+    """Beside a chain: accepted nodes become the row's tokens, their keys move, and the row goes on
+    as if it had been decoded one by one."""
+    weights, rows = random_weights(6, BF16, **SHAPE), [random_row(9), random_row(12)]
+    sampler = Sampler(temperature=0.7, seed=3, presence_penalty=0.5)
+    plain = make_level(run, weights)
+    expected = []
+    for slot, row in enumerate(rows):
+        plain.rows.write(slot, row)
+        for n in range(len(row), len(row) + 6):
+            plain.review([ReviewItem(slot, n, n, sampler)], 1.0)
+        expected.append(plain.rows.read(slot, 0, len(row) + 6))
+    level, truth = make_level(run, weights), expected[0][9:]
+    other = [(t + 1) % 66 for t in truth]
+    drafted = [other[0], truth[0], truth[1], other[1], truth[2], other[3]]
+    tree = TokenTree(drafted, [-1, -1, 1, 0, 2, 4], [1.0] * 6, [1] * 6)
+    level.rows.write(0, rows[0])
+    level.rows.write(1, expected[1][:14])
+    items = [ReviewItem(0, 9, 9, sampler, tree=tree), ReviewItem(1, 12, 14, sampler)]
+    first, second = level.review(items, 1.0)
+    assert (first.num_accepted, first.token, list(first.path)) == (3, truth[3], [1, 2, 4])
+    assert (second.num_accepted, second.token) == (2, expected[1][14])
+    level.truncate(0, 12)
+    assert level.rows.read(0, 0, 13) == expected[0][:13]
+    [verdict] = level.review([ReviewItem(0, 13, 13, sampler)], 1.0)
+    assert verdict.token == truth[4]
 
 
 def test_a_draft_level_leaves_probabilities(run: Launcher) -> None:
