@@ -49,8 +49,8 @@ class LoadOptions:
         if self.dtype not in ("auto", *DEVICE_DTYPES[self.place]):
             names = ", ".join(map(repr, DEVICE_DTYPES[self.place]))
             raise RequestError(
-                f"dtype on device {self.place!r} must be 'auto' or one of {names}, "
-                f"got {self.dtype!r}"
+                f"dtype must be 'auto' or one of {names}, got {self.dtype!r} for device "
+                f"{self.place!r}"
             )
         if self.padding not in (None, "left"):
             raise RequestError(f"padding must be None or 'left', got {self.padding!r}")

@@ -5,9 +5,6 @@ Under the emulation (`tests/cuda`) the same code runs the same kernels on the ho
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +12,13 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
-from cascade_engine.ops.cuda_program import Buffer, CudaProgram, Shape
+from cascade_engine.ops.cuda_recorder import CudaRecorder
 from cascade_engine.ops.cuda_review import CudaReview
-from cascade_engine.ops.launch import ADD, ELEMENT, STORE, SWIGLU, Launcher
+from cascade_engine.ops.launch import ELEMENT, Launcher
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
 LEAST_CAPABILITY = (8, 0)
 """bfloat16 and half-precision tensor cores with asynchronous copies."""
-
-
-@dataclass(frozen=True)
-class CudaCacheLayer:
-    """Keys and values of one layer, `[pages, kv_heads, PAGE_TOKENS, head_dim]`."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    kv_heads: int
-    head_dim: int
-
-    def arguments(self) -> dict[str, Any]:
-        dtype = ELEMENT[self.keys.dtype]
-        heads = {"kv_heads": self.kv_heads, "head_dim": self.head_dim}
-        return {"keys": self.keys, "values": self.values, "dtype": dtype, **heads}
 
 
 def check_device(device: torch.device) -> None:
@@ -126,7 +108,7 @@ class CudaBackend:
         return packed
 
     def recorder(self) -> CudaRecorder:
-        recorder = CudaRecorder(self)
+        recorder = CudaRecorder(self.launcher, self.graphs)
         self._review.programs.append(recorder.program)
         return recorder
 
@@ -149,273 +131,3 @@ class CudaBackend:
     def propose_trees(self, drafter: _C.Drafter, **arguments: Any) -> list[int]:
         """Trees and chains by n-gram statistics, on the host as well."""
         return self._cpu.propose_trees(drafter, **arguments)
-
-
-class CudaRecorder:
-    """Records one forward pass; the methods are those of the CPU's `Recorder`."""
-
-    def __init__(self, backend: CudaBackend) -> None:
-        self.program = CudaProgram(backend.launcher, backend.graphs)
-        self.program.needs = self._needs
-        self._run = backend.launcher
-        self._buffers: dict[tuple[object, ...], int] = {}
-        self._linears: set[tuple[int, int, bool]] = set()
-        self._heads: set[tuple[int, int]] = set()
-        self._angles: tuple[int, int] | None = None
-        self._queries: dict[int, int] = {}
-        self._last_linear: tuple[int, LinearWeight, int] | None = None
-
-    def _buffer(self, role: str, dtype: torch.dtype, cols: int, per_logit: bool = False) -> int:
-        key = (role, dtype, cols, per_logit)
-        if key not in self._buffers:
-            self.program.buffers.append(Buffer(dtype, cols, per_logit))
-            self._buffers[key] = len(self.program.buffers) - 1
-        return self._buffers[key]
-
-    def _add(self, name: str, per_logit: bool, **fixed: Any) -> None:
-        """A launch; callable values are asked at the time of a run."""
-
-        def step(shape: Shape, batch: dict[str, Any]) -> None:
-            rows = shape.rows * (shape.logits if per_logit else shape.width)
-            values = {k: v(shape, batch, rows) if callable(v) else v for k, v in fixed.items()}
-            self._run(name, **values)
-
-        self.program.steps.append((per_logit, step))
-        self._last_linear = None
-
-    def _memory(self, buffer: int) -> Any:
-        return lambda shape, batch, rows: self.program.buffers[buffer].memory
-
-    def _per_logit(self, buffer: int) -> bool:
-        return self.program.buffers[buffer].per_logit
-
-    def _stride(self, buffer: int) -> int:
-        return self.program.buffers[buffer].stride
-
-    def embedding(self, table: LinearWeight | torch.Tensor) -> int:
-        """float32 `[rows, k]` of the tokens' embeddings; a packed table is a tied head's."""
-        packed = isinstance(table, LinearWeight)
-        memory = (table.memory if isinstance(table, LinearWeight) else table).to(self._run.device)
-        vocab, cols = table.shape
-        out = self._buffer("embedding", torch.float32, cols)
-        self._add(
-            "embedding",
-            False,
-            batch=_batch,
-            table=memory,
-            dtype=ELEMENT[memory.dtype],
-            packed=packed,
-            vocab=vocab,
-            cols=cols,
-            out=self._memory(out),
-        )
-        return out
-
-    def rms_norm(self, x: int, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> int:
-        """Root-mean-square norm of `x` times `weight`, as `dtype`."""
-        cols, per_logit = self.program.cols(x), self._per_logit(x)
-        out = self._buffer("rms_norm", dtype, cols, per_logit)
-        self._add(
-            "rms_norm",
-            per_logit,
-            x=self._memory(x),
-            weight=weight.to(self._run.device),
-            eps=eps,
-            rows=_rows,
-            cols=cols,
-            out=self._memory(out),
-            out_stride=self._stride(out),
-            dtype=ELEMENT[dtype],
-        )
-        return out
-
-    def linear(self, x: int, weight: LinearWeight, add_to: int | None = None) -> int:
-        """`x W^T + bias`, into a buffer of its own or added to `add_to`."""
-        out = add_to
-        if out is None:
-            out = self._buffer("linear", torch.float32, weight.shape[0], self._per_logit(x))
-        output = STORE if add_to is None else ADD
-        self._add_linear(x, weight, output, out)
-        self._last_linear = (x, weight, out) if add_to is None else None
-        return out
-
-    def _add_linear(self, x: int, weight: LinearWeight, output: int, out: int) -> None:
-        n, k = weight.shape
-        per_logit = self._per_logit(x)
-        self._linears.add((n, k, per_logit))
-        self._add(
-            "linear",
-            per_logit,
-            weights=weight.memory,
-            dtype=ELEMENT[weight.memory.dtype],
-            n=n,
-            k=k,
-            x=self._memory(x),
-            x_stride=self._stride(x),
-            rows=_rows,
-            bias=None if weight.bias is None else weight.bias.to(self._run.device),
-            output=output,
-            y=self._memory(out),
-            y_stride=self._stride(out),
-            y_cols=self.program.cols(out),
-            workspace=lambda shape, batch, rows: self.program.workspace,
-            counters=lambda shape, batch, rows: self.program.counters,
-            multiprocessors=self._run.multiprocessors,
-        )
-
-    def rope_angles(self, inv_freq: torch.Tensor, head_dim: int) -> None:
-        """Sets the rotation for the rope_store calls that follow."""
-        half = head_dim // 2
-        cos = self._buffer("cos", torch.float32, half)
-        sin = self._buffer("sin", torch.float32, half)
-        self._angles = (cos, sin)
-        self._add(
-            "rope_angles",
-            False,
-            batch=_batch,
-            inv_freq=inv_freq.to(self._run.device, torch.float32),
-            half=half,
-            cos=self._memory(cos),
-            sin=self._memory(sin),
-        )
-
-    def rope_store(self, qkv: int, heads: int, cache: CudaCacheLayer) -> None:
-        """Rotates queries, stores rotated keys and values in the cache."""
-        queries = self._buffer("queries", cache.keys.dtype, heads * cache.head_dim)
-        self._queries[qkv] = queries
-        cos, sin = self._angles if self._angles is not None else (None, None)
-        self._add(
-            "rope_store",
-            False,
-            batch=_batch,
-            qkv=self._memory(qkv),
-            cos=None if cos is None else self._memory(cos),
-            sin=None if sin is None else self._memory(sin),
-            heads=heads,
-            cache=cache.arguments(),
-            queries=self._memory(queries),
-        )
-
-    def attention(
-        self, qkv: int, heads: int, scale: float, cache: CudaCacheLayer, dtype: torch.dtype
-    ) -> int:
-        """Causal attention over the cache, `[rows, heads * head_dim]` as `dtype`."""
-        out = self._buffer("attention", dtype, heads * cache.head_dim)
-        self._heads.add((heads, cache.head_dim))
-        self._add(
-            "attention",
-            False,
-            batch=_batch,
-            queries=self._memory(self._queries[qkv]),
-            heads=heads,
-            scale=scale,
-            bias=None,
-            bias_distances=0,
-            kv_lengths=None,
-            cache=cache.arguments(),
-            out=self._memory(out),
-            max_chunks=lambda shape, batch, rows: self.program.max_chunks,
-            partials=lambda shape, batch, rows: self.program.partials,
-            multiprocessors=self._run.multiprocessors,
-            shared_limit=self._run.shared_limit,
-        )
-        return out
-
-    def swiglu(self, gate_up: int, dtype: torch.dtype) -> int:
-        """`silu(gate) * up` of the two halves of `gate_up`, as `dtype`. Behind the product that
-        computed them it is part of that product: the weight's gates and ups are interleaved."""
-        cols = self.program.cols(gate_up) // 2
-        out = self._buffer("swiglu", dtype, cols, self._per_logit(gate_up))
-        last, self._last_linear = self._last_linear, None
-        if last is not None and last[2] == gate_up and cols % 8 == 0:
-            x, weight, _ = last
-            interleave_gates(weight)
-            self.program.steps.pop()
-            self._add_linear(x, weight, SWIGLU, out)
-            return out
-        self._add(
-            "swiglu",
-            self._per_logit(gate_up),
-            gate_up=self._memory(gate_up),
-            rows=_rows,
-            cols=cols,
-            out=self._memory(out),
-            out_stride=self._stride(out),
-            dtype=ELEMENT[dtype],
-        )
-        return out
-
-    def select_logit_rows(self, x: int, dtype: torch.dtype = torch.float32) -> int:
-        """The rows of `x`, of `dtype`, whose logits are wanted: a buffer for each `x`."""
-        cols = self.program.cols(x)
-        out = self._buffer(f"select {x}", dtype, cols, per_logit=True)
-        self._add(
-            "select_logit_rows",
-            True,
-            batch=_batch,
-            wanted=lambda shape, batch, rows: self.program.wanted,
-            logit_width=lambda shape, batch, rows: shape.logits,
-            x=self._memory(x),
-            words=self._stride(x) * dtype.itemsize // 4,
-            out=self._memory(out),
-        )
-        return out
-
-    def read(self, buffer: int) -> torch.Tensor:
-        """A copy of a float32 buffer as the last run left it."""
-        return self.program.read(buffer)
-
-    def cache_layers(
-        self, data: torch.Tensor, kv_heads: int, head_dim: int
-    ) -> Iterator[CudaCacheLayer]:
-        """The layers of a paged cache `[layers, 2, pages, kv_heads * PAGE_TOKENS * head_dim]`."""
-        if data.device.type != self._run.device.type:
-            raise ValueError(f"the cache is on {data.device}, the backend on {self._run.device}")
-        if head_dim % 8 != 0 or head_dim > 128:
-            raise RequestError(
-                "device 'cuda' needs a head_dim that is a multiple of 8 up to 128, got "
-                f"{head_dim}; use device='cpu'"
-            )
-        self.program.cache = (data, kv_heads, head_dim)
-        for keys, values in data:
-            yield CudaCacheLayer(keys, values, kv_heads, head_dim)
-
-    def _needs(self, shape: Shape) -> tuple[int, int, int]:
-        """Floats of workspace, counters and floats of attention partials."""
-        module, sms = self._run.module, self._run.multiprocessors
-        workspace = counters = partials = 0
-        for n, k, per_logit in self._linears:
-            rows = shape.rows * (shape.logits if per_logit else shape.width)
-            if rows > 0:
-                workspace = max(workspace, module.linear_workspace_floats(n, k, rows, sms))
-                counters = max(counters, module.linear_counters(n, rows))
-        for (heads, dim), rows in itertools.product(self._heads, [shape.rows * shape.width]):
-            size = module.attention_partial_floats(rows, heads, dim, self.program.max_chunks)
-            partials = max(partials, size)
-        return workspace, counters, partials
-
-
-def interleave_gates(weight: LinearWeight) -> None:
-    """Reorders a weight of gates above ups, once and in place: tiles of eight gates and the eight
-    ups that belong to them, as the fused gate of `linear` wants them."""
-    if weight.handle.gated:
-        return
-    tiles, steps = weight.memory.shape[:2]
-    half_blocks = weight.shape[0] // 16
-    order = torch.arange(2 * tiles, device=weight.memory.device)
-    order[: 2 * half_blocks] = torch.arange(2 * half_blocks).view(2, half_blocks).T.reshape(-1)
-    # Halves of tiles are blocks of eight outputs.
-    view = weight.memory.view(tiles, steps, 32, 2, 2, 2)
-    blocks = view.permute(0, 4, 1, 2, 3, 5).reshape(2 * tiles, steps, 32, 2, 2)[order]
-    view.copy_(blocks.view(tiles, 2, steps, 32, 2, 2).permute(0, 2, 3, 4, 1, 5))
-    if weight.bias is not None:
-        weight.bias.copy_(weight.bias.view(-1, 8)[order[: 2 * half_blocks]].view(-1))
-    weight.handle.gated = True
-
-
-def _batch(shape: Shape, batch: dict[str, Any], rows: int) -> dict[str, Any]:
-    return batch
-
-
-def _rows(shape: Shape, batch: dict[str, Any], rows: int) -> int:
-    return rows

@@ -217,7 +217,7 @@ def test_the_engine_says_why_there_is_no_gpu(tmp_path: Path) -> None:
         pytest.skip("there is one")
     with pytest.raises(RequestError, match=r"device 'cuda': .*device='cpu'"):
         Engine.load(tmp_path, device="cuda")
-    with pytest.raises(RequestError, match=r"'cuda' must be .* 'float16', got 'float32"):
+    with pytest.raises(RequestError, match="got 'float32' for device 'cuda'"):
         Engine.load(tmp_path, device="cuda", dtype="float32")
 
 

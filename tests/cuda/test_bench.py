@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench import cuda_model
-from bench.cuda_ops import SMALL, all_cases
+from bench import cuda_model, cuda_ops
+from bench.cuda_cases import SMALL, all_cases
 from cascade_engine.ops import CudaBackend
 from cascade_engine.ops.launch import Launcher
 
@@ -17,6 +17,7 @@ def test_every_case_runs(emulated: Launcher) -> None:
         if case.torch is not None:
             case.torch()
         seen.add(case.op)
+    assert callable(cuda_ops.main)
     assert seen == {"linear", "attention", "max_gram", "sample+accept", "commit"}
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -32,6 +33,12 @@ def run(module: str, **environment: str) -> None:
 
 def test_results_are_the_references() -> None:
     run("tests.kernels.interpreted", TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_results_are_the_references_on_a_gpu() -> None:
+    run("tests.kernels.interpreted", TRITON_INTERPRET="0")
 
 
 @pytest.mark.slow
