@@ -37,6 +37,7 @@ LAYERS = {
     "console": 9,
     "serve": 9,
     "demo": 9,
+    "sot": 9,
     "generate": 10,
     "info": 10,
 }

@@ -70,6 +70,11 @@ class ChatFormat:
     def name(self) -> str:
         return self._inner.name
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Texts that system and user messages must not contain; none for a template."""
+        return self._inner.marks if isinstance(self._inner, BuiltinFormat) else ()
+
     def encode(
         self,
         messages: Sequence[Message],

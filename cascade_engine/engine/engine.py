@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from typing import Any
 
@@ -11,7 +11,7 @@ from cascade_engine.chat import ChatFormat, Message
 from cascade_engine.engine.cycle import Cycle
 from cascade_engine.engine.loading import Loaded, LoadOptions, load_levels
 from cascade_engine.engine.requests import Prompt, RequestBuilder
-from cascade_engine.engine.results import Generation, StepOutput
+from cascade_engine.engine.results import Batching, Capacity, Generation, StepOutput
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stream import Stream
 from cascade_engine.errors import CapacityError, RequestError
@@ -100,6 +100,17 @@ class Engine:
         self._policy = policy
 
     @property
+    def batching(self) -> Batching:
+        """How passes over several rows are laid out, and whether prefixes are shared."""
+        return Batching(self.neural[0].left_padded, self._cycle.slots.reuse)
+
+    def set_batching(self, batching: Batching) -> None:
+        """Takes effect with the next step and changes no token."""
+        for level in self.neural:
+            level.left_padded = batching.left_padded
+        self._cycle.slots.reuse = batching.reuse_cache
+
+    @property
     def level_names(self) -> list[str]:
         """Level 0 is the target, the last one is statistical."""
         return [*(level.name for level in self.neural), self.statistical.name]
@@ -167,6 +178,12 @@ class Engine:
             },
         }
 
+    def capacity(self) -> Capacity:
+        """What is free for further requests at this moment."""
+        free_rows, free_tokens = self._cycle.slots.vacancies()
+        waiting = len(self._cycle.waiting)
+        return Capacity(len(self._cycle.slots.running), waiting, free_rows, free_tokens)
+
     def reset_stats(self) -> None:
         """Starts the counters over."""
         self._cycle.stats.reset()
@@ -180,6 +197,13 @@ class Engine:
         outputs = self._cycle.step(self._policy)
         delivered, self._undelivered = self._undelivered, []
         return delivered + outputs
+
+    def step_for(self, request_ids: Collection[str]) -> list[StepOutput]:
+        """`step`, giving out these requests' outputs alone; the others' are kept until they are
+        asked for."""
+        outputs = self.step()
+        self._undelivered = [out for out in outputs if out.request_id not in request_ids]
+        return [out for out in outputs if out.request_id in request_ids]
 
     def generate(
         self,
@@ -205,7 +229,7 @@ class Engine:
         unfinished = set(outputs)
         try:
             while unfinished:
-                for out in self._step_for({request_id for request_id, _ in unfinished}):
+                for out in self.step_for({request_id for request_id, _ in unfinished}):
                     key = (out.request_id, out.index)
                     outputs[key] = outputs[key].followed_by(out)
                     if out.finish_reason is not None:
@@ -224,7 +248,7 @@ class Engine:
         self._cycle.enqueue(rows)
         return Stream(
             rows[0].output([]),
-            step=lambda: self._step_for({request_id}),
+            step=lambda: self.step_for({request_id}),
             abort=lambda: self._abort_stream(rows[0]),
         )
 
@@ -249,12 +273,17 @@ class Engine:
         if self.tokenizer is None:
             raise RequestError("the target has no tokenizer: chat needs one")
         if chat_format is None:
-            if self._own_format is None:
-                self._own_format = ChatFormat.for_directory(self._directory)
-            chat_format = self._own_format
+            chat_format = self.chat_format
         elif isinstance(chat_format, str):
             chat_format = ChatFormat.named(chat_format)
         return chat_format.encode(messages, self.tokenizer)
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """The target's own template. Raises RequestError where it has none."""
+        if self._own_format is None:
+            self._own_format = ChatFormat.for_directory(self._directory)
+        return self._own_format
 
     def clear_cache(self) -> None:
         """Forgets the caches that finished requests left for later ones."""
@@ -290,12 +319,6 @@ class Engine:
         """Drops the request; returns the text that was held back."""
         self.abort(row.request_id)
         return row.stops.finish().text
-
-    def _step_for(self, request_ids: set[str]) -> list[StepOutput]:
-        """A step that keeps the outputs of other requests for the next call of `step`."""
-        outputs = self._cycle.step(self._policy)
-        self._undelivered += [out for out in outputs if out.request_id not in request_ids]
-        return [out for out in outputs if out.request_id in request_ids]
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

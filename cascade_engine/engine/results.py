@@ -62,6 +62,25 @@ class RunStats:
         }
 
 
+class Batching(NamedTuple):
+    """How rows are decoded together; none of it changes a token."""
+
+    left_padded: bool = False
+    """Dense passes, each row padded on its left, instead of ragged ones."""
+    reuse_cache: bool = True
+    """A prompt that begins like an earlier one starts from what is cached."""
+
+
+class Capacity(NamedTuple):
+    """What an engine holds and what it could still take."""
+
+    running: int
+    waiting: int
+    free_rows: int
+    free_tokens: int
+    """Room in the key/value cache of the level that has the least."""
+
+
 class Piece(NamedTuple):
     """One emitted token."""
 

@@ -46,13 +46,18 @@ class Slots:
         """Rows with a slot, oldest first."""
         self._levels = levels
         self._rows = rows
-        self._reuse = reuse
+        self.reuse = reuse
         self._free = list(range(rows.tokens.shape[0]))[::-1]
 
     @property
     def capacity(self) -> int:
         """Tokens that the smallest of the levels' caches holds."""
         return PAGE_TOKENS * min(level.pages.pages for level in self._levels)
+
+    def vacancies(self) -> tuple[int, int]:
+        """Rows that could start now, and tokens that the cache with the least room still takes."""
+        available = min(level.pages.available_pages for level in self._levels)
+        return len(self._free), PAGE_TOKENS * available
 
     def could_hold(self, row: Row) -> bool:
         """Whether the row fits at its limit when it is alone."""
@@ -69,7 +74,7 @@ class Slots:
         """
         if not self._free:
             return False
-        if self._reuse:
+        if self.reuse:
             extend_keys(row.keys, row.tokens[len(row.keys) * PAGE_TOKENS :])
             for other in self.running:
                 self._publish(other)
@@ -91,7 +96,7 @@ class Slots:
         """The row is done; its slot is free."""
         self.running.remove(row)
         self._truncate(row.slot, row.final)
-        if self._reuse:
+        if self.reuse:
             self._publish(row)
             self._publish_tails(row)
         self._truncate(row.slot, 0)
@@ -180,7 +185,7 @@ class Slots:
     def _start_from(self, level: NeuralLevel, row: Row, sibling: Row | None, found: Found) -> None:
         if sibling is not None and found.shared > found.pages * PAGE_TOKENS:
             level.fork(sibling.slot, row.slot, found.shared)
-        elif self._reuse:
+        elif self.reuse:
             keys = row.keys[: found.pages]
             rest = row.tokens[found.pages * PAGE_TOKENS : len(row.tokens) - 1]
             tails = tail_keys(keys[-1] if keys else NO_TOKENS, rest[: PAGE_TOKENS - 1])

@@ -59,7 +59,7 @@ class NeuralLevel:
         self.context = context
         self.vocab_size = vocab_size
         self._backend = backend
-        self._left_padded = left_padded
+        self.left_padded = left_padded
         self.rows = rows
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
@@ -239,7 +239,7 @@ class NeuralLevel:
             pages.reserve(slot, end, self.storage.copy_page)
         starts = [pages.length[slot] for slot in slots]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
-        self._program.run(slots, starts, counts, logits, self._left_padded, trees)
+        self._program.run(slots, starts, counts, logits, self.left_padded, trees)
         for slot, end in zip(slots, ends, strict=True):
             pages.length[slot] = end
 

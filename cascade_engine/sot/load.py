@@ -1,0 +1,146 @@
+"""What the engine's load says about expanding points at once: whether it pays, and how deep drafts
+should be.
+
+A pass over more tokens takes longer: seconds = a + b * tokens, fitted to what was measured.
+Branches and draft depth draw on the same pass, so the depth is chosen for the number of rows there
+are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cascade_engine.engine import Capacity
+from cascade_engine.policy import FixedCascade, Policy
+from cascade_engine.policy.expected import expected_tokens
+from cascade_engine.sot.results import Decision, SotResult
+
+DECAY = 0.98
+"""Weight of what is known when a further step is measured: about the last fifty count."""
+
+
+@dataclass
+class StepCosts:
+    """Measured steps: their seconds over the tokens reviewed in them, and how many were kept."""
+
+    weight: float = 0.0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    """Of tokens, seconds, tokens^2 and tokens * seconds."""
+    kept: float = 0.0
+    row_steps: float = 0.0
+    depth: float = 0.0
+
+    def observe(self, rows: int, depth: int, seconds: float, emitted: int) -> None:
+        """A step in which `rows` rows drafted up to `depth` tokens each and `emitted` came out."""
+        tokens = rows * (depth + 1)
+        values = (tokens, seconds, tokens * tokens, tokens * seconds)
+        self.sums = [DECAY * total + value for total, value in zip(self.sums, values, strict=True)]
+        self.weight = DECAY * self.weight + 1
+        self.kept = DECAY * self.kept + emitted
+        self.row_steps = DECAY * self.row_steps + rows
+        self.depth = DECAY * self.depth + rows * depth
+
+    def seconds(self, rows: int, depth: int) -> float | None:
+        """Of a step, from the line of least squares; None before steps of two sizes were seen."""
+        tokens, seconds, squares, products = self.sums
+        variance = self.weight * squares - tokens * tokens
+        if self.weight < 4 or variance <= 1e-6 * squares * self.weight:
+            return None
+        slope = max(0.0, (self.weight * products - tokens * seconds) / variance)
+        start = max(0.0, (seconds - slope * tokens) / self.weight)
+        return start + slope * rows * (depth + 1)
+
+    @property
+    def acceptance(self) -> float:
+        """The chance that a drafted token is kept which explains the tokens kept per row."""
+        if not self.row_steps:
+            return 0.7
+        tokens, depth = self.kept / self.row_steps, round(self.depth / self.row_steps)
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if expected_tokens(middle, depth) < tokens else (low, middle)
+        return (low + high) / 2
+
+    def best_depth(self, rows: int, deepest: int) -> int:
+        """The depth of the most expected tokens a second over `rows` rows; `deepest` while nothing
+        is known."""
+        rates = []
+        for depth in range(deepest + 1):
+            seconds = self.seconds(rows, depth)
+            if not seconds:
+                return deepest
+            rates.append(rows * expected_tokens(self.acceptance, depth) / seconds)
+        return max(range(deepest + 1), key=lambda depth: rates[depth])
+
+
+def depth_of(policy: Policy) -> int:
+    """Tokens that the policy drafts between two reviews of the target, as far as is known."""
+    return sum(policy.k_matrix[0]) if isinstance(policy, FixedCascade) else 0
+
+
+def narrowed(policy: FixedCascade, depth: int) -> FixedCascade:
+    """The cascade with at most `depth` tokens between two reviews of the target."""
+    left = depth
+    first = []
+    for entry in policy.k_matrix[0]:
+        first.append(min(entry, left))
+        left -= first[-1]
+    others = [[min(entry, depth) for entry in row] for row in policy.k_matrix[1:]]
+    return FixedCascade([first, *others], policy.lenience)
+
+
+@dataclass
+class Expectations:
+    """Sizes of an answer, averaged over those seen: what a decision is made with."""
+
+    points: float = 6.0
+    skeleton_tokens: float = 36.0
+    point_tokens: float = 40.0
+    prompt_tokens: float = 250.0
+
+    def learn(self, result: SotResult) -> None:
+        counts = {stage.name: stage for stage in result.stages}
+        if not result.used_sot or "points" not in counts:
+            return
+        number = len(result.skeleton.points)
+        seen = {
+            "points": number,
+            "skeleton_tokens": counts["skeleton"].new_tokens,
+            "point_tokens": (counts["points"].new_tokens or 0) / number,
+            "prompt_tokens": (counts["points"].prompt_tokens or 0) / number,
+        }
+        for name, value in seen.items():
+            if value:
+                setattr(self, name, 0.8 * getattr(self, name) + 0.2 * value)
+
+
+def room_for_points(
+    capacity: Capacity, costs: StepCosts, sizes: Expectations, depth: int
+) -> Decision:
+    """Whether points pay now: rows and pages that are free, and the time that steps with them take
+    against that of an ordinary answer."""
+    free = capacity.free_rows - capacity.waiting
+    if free < 2:
+        return Decision(False, f"{max(free, 0)} rows are free, points need at least 2")
+    branches = min(free, round(sizes.points))
+    needed = round(branches * (sizes.prompt_tokens + sizes.point_tokens))
+    if capacity.free_tokens < needed:
+        return Decision(
+            False, f"the cache has room for {capacity.free_tokens} tokens, points need {needed}"
+        )
+    alone = costs.seconds(capacity.running + 1, depth)
+    busy = capacity.running + branches
+    together = costs.seconds(busy, costs.best_depth(busy, depth))
+    if alone is None or together is None:
+        return Decision(True, f"{free} rows are free")
+    kept = expected_tokens(costs.acceptance, depth)
+    kept_then = expected_tokens(costs.acceptance, costs.best_depth(busy, depth))
+    rounds = sizes.points / branches
+    ordinary = sizes.points * sizes.point_tokens / kept * alone
+    by_points = (
+        sizes.skeleton_tokens / kept * alone + rounds * sizes.point_tokens / kept_then * together
+    )
+    gain = ordinary / by_points if by_points else 1.0
+    reason = f"{free} rows are free; points are expected to take {gain:.2f} times less time"
+    return Decision(gain > 1.0, reason)
