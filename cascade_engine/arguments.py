@@ -15,6 +15,7 @@ examples:
   python -m cascade_engine.generate "How can I save water at home?"
   python -m cascade_engine.generate --target DIR "Once upon a time"
   python -m cascade_engine.generate --target DIR --chat --interactive
+  python -m cascade_engine.generate --sot on "How can I save water at home?"
   python -m cascade_engine.generate --target DIR --draft SMALLER --k-matrix "13,10;0,10" --compare
   python -m cascade_engine.generate --target DIR --temperature 0.8 --top-p 0.95 --n 3 --seed 7 "Hi"
   echo "Once upon a time" | python -m cascade_engine.generate --target DIR --quiet
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--chat-format", metavar="NAME", help="llama-2, vicuna or plain; default: the target's own"
     )
     chat.add_argument("--interactive", action="store_true", help="a conversation, line by line")
+    _add_sot(p.add_argument_group("skeleton-of-thought"))
     output = p.add_argument_group("output")
     output.add_argument(
         "--logprobs", type=int, metavar="N", help="print each token's, and the top N"
@@ -114,6 +116,38 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plain", action="store_true", help="no speculation")
     group.add_argument(
         "--compare", action="store_true", help="also decode plainly; report identity and speed"
+    )
+
+
+def _add_sot(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sot", choices=("auto", "on", "off"), help="write an outline, then its points at once"
+    )
+    group.add_argument("--sot-prompts", metavar="NAME", help="default, short, or a folder")
+    group.add_argument(
+        "--sot-expand",
+        choices=("fork", "ragged", "left-padded"),
+        default="fork",
+        help="the same tokens; default: fork",
+    )
+    group.add_argument("--points-per-request", type=int, default=1, metavar="N")
+    group.add_argument(
+        "--dependencies", action="store_true", help="let points say which others they need"
+    )
+    group.add_argument(
+        "--router",
+        metavar="DIR",
+        help='for auto: a classifier\'s folder, or "model" to ask the model',
+    )
+    group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, with --model")
+    group.add_argument("--model", metavar="NAME", help="what the endpoint calls its model")
+    group.add_argument(
+        "--api-key-env", metavar="NAME", default="OPENAI_API_KEY", help="variable with the key"
+    )
+    group.add_argument("--concurrency", type=int, default=16, metavar="N", help="of the endpoint")
+    group.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of one attempt")
+    group.add_argument(
+        "--prices", metavar="IN,OUT", help="of a million prompt and answer tokens: report the cost"
     )
 
 

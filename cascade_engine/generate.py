@@ -19,6 +19,7 @@ from cascade_engine.engine import Engine, Generation, Piece
 from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import FixedCascade, PlainDecoding
+from cascade_engine.sot.command import answer_by_points, check_options, endpoint_of, local_of
 
 EXIT_ERROR = 2
 EXIT_DIFFERENT = 3
@@ -41,10 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
     family = _family(args)
+    check_options(args)
     text = None if args.interactive else _prompt(args, family)
+    if args.endpoint is not None and text is not None:
+        return answer_by_points(args, text, endpoint_of(args, params))
     engine = _load(args, family, params)
     if text is None:
         return _converse(engine, args, family, params)
+    if args.sot is not None:
+        return answer_by_points(args, text, local_of(args, engine, params, family is not None))
     prompt = _encoded(engine, args, family, [], text)
     results = _decode(engine, prompt, params)
     if args.stats_json:
@@ -61,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _family(args: argparse.Namespace) -> Family | None:
     """The embedded models, where no others are named."""
-    if args.target is not None:
+    if args.target is not None or args.endpoint is not None:
         return None
     for option in ("draft", "chat", "chat_format", "system"):
         if getattr(args, option):
@@ -106,7 +112,7 @@ def _load(args: argparse.Namespace, family: Family | None, params: SamplingParam
         dtype=args.dtype,
         policy=chosen,
         threads=args.threads,
-        max_rows=params.n,
+        max_rows=16 if args.sot is not None else params.n,
         max_context=args.max_context,
         kv_cache_bytes=kv_cache_bytes(args),
         reuse_cache=params.n > 1 or args.interactive,

@@ -21,7 +21,6 @@ class Job:
     max_tokens: int
     points: tuple[int, ...] = ()
     """The points that it writes."""
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

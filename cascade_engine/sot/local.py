@@ -111,7 +111,7 @@ class EngineWriter:
         seed = params.seed
         if seed is not None and job.points:
             seed = (seed + job.points[0]) % (MAX_SEED + 1)
-        stop = (*params.stop, *job.stop)
+        stop = (*params.stop, *job.prompt.stop)
         return replace(params, max_tokens=job.max_tokens, stop=stop, seed=seed)
 
     def _step(self) -> list[StepOutput]:

@@ -1,9 +1,9 @@
 """From what a model wrote to the points of a skeleton; every step is linear in the text's length.
 
 A line that begins with a number and a mark (`1.`, `1)`, `(1)`, `**1.**`, `Point 1:`) begins a
-point. Text on the lines right below belongs to it; sub-bullets, what stands before the list and remarks
-after it do not. Several points on one line are told apart by their running numbers. A number with
-decimals, or that of a version, begins no point.
+point. Text on the lines right below belongs to it; sub-bullets, what stands before the list and
+remarks after it do not. Several points on one line are told apart by their running numbers. A
+number with decimals, or that of a version, begins no point.
 """
 
 # ruff: noqa: RUF001 - marks of other scripts are meant as they stand

@@ -236,7 +236,7 @@ class Session:
         points: tuple[int, ...] = (),
     ) -> Job:
         filled = self._prompts.prompt(prompt, {"question": self.question, **values})
-        job = Job(self._jobs, stage, filled, max_tokens, points, filled.stop)
+        job = Job(self._jobs, stage, filled, max_tokens, points)
         self._jobs += 1
         self._open.add(job.number)
         self._stage_begin.setdefault(self._stage(job).name, time.perf_counter())
@@ -249,7 +249,10 @@ class Session:
 
 def _split_group(job: Job, outcome: Outcome) -> dict[int, Expansion]:
     """An answer that writes several points, as those points; one that it left out is a failure."""
-    text = "\n" + job.prompt.begin + outcome.text
+    text = f"\n{job.prompt.begin}{outcome.text}"
+    again = GROUP_MARK.match(f"\n{outcome.text.lstrip()}")
+    if again is not None and int(again.group(1)) == job.points[0]:
+        text = f"\n{outcome.text.lstrip()}"
     begins: dict[int, tuple[int, int]] = {}
     waiting = list(job.points)
     for match in GROUP_MARK.finditer(text):

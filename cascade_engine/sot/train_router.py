@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from cascade_engine.sot.request_features import KIND_NAMES, Features, features_of
-from cascade_engine.sot.router import FORMAT, WEIGHTS, TrainedRouter
+from cascade_engine.sot.router import FORMAT, WEIGHTS, Router, TrainedRouter
 
 MIN_DOCUMENTS = 2
 SETTINGS = ((1.0, 0.05), (3.0, 0.05), (1.0, 0.1), (3.0, 0.1))
@@ -166,7 +166,7 @@ def majority(labels: np.ndarray) -> float:
     return float(max(labels.mean(), 1 - labels.mean()))
 
 
-def evaluate(router: TrainedRouter, data: Labelled) -> dict[str, float]:
+def evaluate(router: Router, data: Labelled) -> dict[str, float]:
     """Accuracy at the router's threshold, AUC, the majority class's share, seconds a question."""
     begin = time.perf_counter()
     scores = np.array([router.score(request) for request in data.requests])
