@@ -137,7 +137,7 @@ def _add_sot(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--router",
         metavar="DIR",
-        help='for auto: a classifier\'s folder, or "model" to ask the model',
+        help='for auto: a classifier\'s folder, or "model"',
     )
     group.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, with --model")
     group.add_argument("--model", metavar="NAME", help="what the endpoint calls its model")

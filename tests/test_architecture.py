@@ -37,8 +37,8 @@ LAYERS = {
     "console": 9,
     "serve": 9,
     "demo": 9,
-    "sot": 9,
-    "generate": 10,
+    "sot": 10,
+    "generate": 11,
     "info": 10,
 }
 # Imported by everything, importing nothing of ours.

@@ -42,13 +42,28 @@ class StepCosts:
 
     def seconds(self, rows: int, depth: int) -> float | None:
         """Of a step, from the line of least squares; None before steps of two sizes were seen."""
+        line = self._line()
+        return None if line is None else line[0] + line[1] * rows * (depth + 1)
+
+    @property
+    def slope(self) -> float:
+        """Seconds that a token adds to a step; 0 before that is known."""
+        line = self._line()
+        return 0.0 if line is None else line[1]
+
+    def seconds_per_token(self, rows: int, deepest: int) -> float | None:
+        """Of each row at the best depth."""
+        depth = self.best_depth(rows, deepest)
+        seconds = self.seconds(rows, depth)
+        return None if seconds is None else seconds / expected_tokens(self.acceptance, depth)
+
+    def _line(self) -> tuple[float, float] | None:
         tokens, seconds, squares, products = self.sums
         variance = self.weight * squares - tokens * tokens
         if self.weight < 4 or variance <= 1e-6 * squares * self.weight:
             return None
         slope = max(0.0, (self.weight * products - tokens * seconds) / variance)
-        start = max(0.0, (seconds - slope * tokens) / self.weight)
-        return start + slope * rows * (depth + 1)
+        return max(0.0, (seconds - slope * tokens) / self.weight), slope
 
     @property
     def acceptance(self) -> float:
@@ -98,6 +113,8 @@ class Expectations:
     skeleton_tokens: float = 36.0
     point_tokens: float = 40.0
     prompt_tokens: float = 250.0
+    fed_tokens: float = 40.0
+    """Of a point's prompt, those that are not shared."""
 
     def learn(self, result: SotResult) -> None:
         counts = {stage.name: stage for stage in result.stages}
@@ -109,6 +126,7 @@ class Expectations:
             "skeleton_tokens": counts["skeleton"].new_tokens,
             "point_tokens": (counts["points"].new_tokens or 0) / number,
             "prompt_tokens": (counts["points"].prompt_tokens or 0) / number,
+            "fed_tokens": (counts["points"].prefill_tokens or 0) / number,
         }
         for name, value in seen.items():
             if value:
@@ -129,18 +147,14 @@ def room_for_points(
         return Decision(
             False, f"the cache has room for {capacity.free_tokens} tokens, points need {needed}"
         )
-    alone = costs.seconds(capacity.running + 1, depth)
-    busy = capacity.running + branches
-    together = costs.seconds(busy, costs.best_depth(busy, depth))
+    alone = costs.seconds_per_token(capacity.running + 1, depth)
+    together = costs.seconds_per_token(capacity.running + branches, depth)
     if alone is None or together is None:
         return Decision(True, f"{free} rows are free")
-    kept = expected_tokens(costs.acceptance, depth)
-    kept_then = expected_tokens(costs.acceptance, costs.best_depth(busy, depth))
     rounds = sizes.points / branches
-    ordinary = sizes.points * sizes.point_tokens / kept * alone
-    by_points = (
-        sizes.skeleton_tokens / kept * alone + rounds * sizes.point_tokens / kept_then * together
-    )
+    ordinary = sizes.points * sizes.point_tokens * alone
+    by_points = sizes.skeleton_tokens * alone + rounds * sizes.point_tokens * together
+    by_points += costs.slope * sizes.points * sizes.fed_tokens
     gain = ordinary / by_points if by_points else 1.0
     reason = f"{free} rows are free; points are expected to take {gain:.2f} times less time"
     return Decision(gain > 1.0, reason)
