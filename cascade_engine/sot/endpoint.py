@@ -21,7 +21,7 @@ from cascade_engine.sot.options import SotOptions
 from cascade_engine.sot.prompts import Prompt, PromptSet
 from cascade_engine.sot.results import Decision, SotPiece, SotResult
 from cascade_engine.sot.router import Router
-from cascade_engine.sot.runner import SotStream, chosen_router, decision
+from cascade_engine.sot.runner import SotStream, chosen_router, decision, needed_prompts
 from cascade_engine.sot.session import Session
 
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -311,6 +311,7 @@ class EndpointSkeletonOfThought:
         _refuse_unknown(self.options)
         self._endpoint_options = endpoint
         self._router = chosen_router(router, self.options)
+        self._prompts.require(needed_prompts(self.options, self._router))
         Endpoint(endpoint).close()
 
     def stream(self, question: str) -> SotStream:

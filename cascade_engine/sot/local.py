@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from cascade_engine.engine import Batching, Engine, Piece, StepOutput
-from cascade_engine.errors import CapacityError, DecodingError
+from cascade_engine.errors import CapacityError, DecodingError, RequestError
 from cascade_engine.params import MAX_SEED, SamplingParams
 from cascade_engine.policy import FixedCascade
 from cascade_engine.sot.encoding import PromptEncoder
@@ -91,10 +91,10 @@ class EngineWriter:
         self, number: int, session: Session, jobs: Sequence[Job]
     ) -> Iterator[tuple[int, SotPiece]]:
         for job in jobs:
-            prompt = self._encoder.encode(job.prompt)
             try:
+                prompt = self._encoder.encode(job.prompt)
                 request_id = self._engine.add_request(prompt, self._params(job))
-            except CapacityError as error:
+            except (CapacityError, RequestError) as error:
                 if job.stage != "point":
                     raise
                 _, more = session.finish(job, Outcome("", "error", 0, 0, 0, str(error)))

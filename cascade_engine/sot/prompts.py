@@ -97,11 +97,16 @@ class PromptSet:
                 raise RequestError(f"{folder} has no {stage}.txt")
         return cls(str(name), files, **_settings(folder / "set.json"))
 
+    def require(self, stages: Sequence[str]) -> None:
+        """Raises RequestError where the set lacks one of these."""
+        for stage in stages:
+            if stage not in self.files:
+                raise RequestError(f"prompts {self.name!r} have no {stage}.txt, which this needs")
+
     def prompt(self, stage: str, values: Mapping[str, str]) -> Prompt:
         """The prompt of a stage, filled. Raises RequestError where the set lacks it, or where the
         question could be taken for a part of the prompt."""
-        if stage not in self.files:
-            raise RequestError(f"prompts {self.name!r} have no {stage}.txt, which this needs")
+        self.require([stage])
         if self.completion:
             self._refuse_marks(values["question"])
             values = {**values, **{k: one_line(values[k]) for k in ("ancestors",) if k in values}}

@@ -63,6 +63,7 @@ class SkeletonOfThought:
         self._encoder = PromptEncoder(engine, self._prompts.completion, self.options.chat_format)
         self._encoder.check(self.options.expand)
         self._router = chosen_router(router, self.options)
+        self._prompts.require(needed_prompts(self.options, self._router))
         self._sizes = Expectations()
 
     def stream(self, question: str) -> SotStream:
@@ -120,6 +121,13 @@ def chosen_router(router: Router | str | None, options: SotOptions) -> Router | 
     if options.use != "auto":
         return None
     return TrainedRouter() if router is None else router
+
+
+def needed_prompts(options: SotOptions, router: Router | str | None) -> list[str]:
+    """The prompt files that the options call for, beside those every set has."""
+    needed = ["skeleton_after", "expand_after"] if options.dependencies else []
+    needed += ["expand_group"] if options.points_per_request > 1 else []
+    return needed + (["router"] if router == MODEL_ROUTER else [])
 
 
 def decision(

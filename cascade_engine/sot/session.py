@@ -176,6 +176,9 @@ class Session:
                 f"the skeleton has {found} points, fewer than {self._options.min_points}"
             )
         self._reason = self.decision.reason
+        depends = any(point.after for point in self._skeleton.points)
+        if depends and "expand_after" not in self._prompts.files:
+            self._notes.append("these prompts have no expand_after.txt: points see no others' text")
         return self._ready_points()
 
     def _ready_points(self) -> list[Job]:
@@ -202,7 +205,7 @@ class Session:
             "next": str(group[-1] + 1),
         }
         name = "expand" if len(group) == 1 else "expand_group"
-        if first.after:
+        if first.after and "expand_after" in self._prompts.files:
             name = "expand_after"
             ancestors = self._skeleton.ancestors(first.index)
             values["ancestors"] = self._unmarked(
