@@ -90,8 +90,10 @@ class StepCosts:
 
 
 def depth_of(policy: Policy) -> int:
-    """Tokens that the policy drafts between two reviews of the target, as far as is known."""
-    return sum(policy.k_matrix[0]) if isinstance(policy, FixedCascade) else 0
+    """Tokens (or nodes of a tree) that the target reviews at a time, as far as the policy says."""
+    if not isinstance(policy, FixedCascade):
+        return 0
+    return max(sum(policy.k_matrix[0]), policy.tree[0])
 
 
 def narrowed(policy: FixedCascade, depth: int) -> FixedCascade:
@@ -102,7 +104,8 @@ def narrowed(policy: FixedCascade, depth: int) -> FixedCascade:
         first.append(min(entry, left))
         left -= first[-1]
     others = [[min(entry, depth) for entry in row] for row in policy.k_matrix[1:]]
-    return FixedCascade([first, *others], policy.lenience)
+    tree = [min(nodes, depth) for nodes in policy.tree]
+    return FixedCascade([first, *others], policy.lenience, tree, policy.siblings if depth else 0)
 
 
 @dataclass

@@ -53,6 +53,10 @@ def test_a_narrowed_cascade_drafts_less() -> None:
     assert depth_of(policy) == 10
     assert narrowed(policy, 7) == FixedCascade([[6, 1], [0, 7]], 2.0)
     assert narrowed(policy, 3) == FixedCascade([[3, 0], [0, 3]], 2.0)
+    wide = FixedCascade([[6, 0], [0, 8]], tree=(32, 8), siblings=2)
+    assert depth_of(wide) == 32
+    assert narrowed(wide, 5) == FixedCascade([[5, 0], [0, 5]], tree=(5, 5), siblings=2)
+    assert narrowed(wide, 0) == FixedCascade([[0, 0], [0, 0]])
     assert narrowed(policy, 0) == FixedCascade([[0, 0], [0, 0]], 2.0)
 
 
