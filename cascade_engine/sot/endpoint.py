@@ -67,8 +67,12 @@ class Endpoint:
     """Chat completions with retries. Thread-safe."""
 
     def __init__(self, options: EndpointOptions) -> None:
-        import openai
-
+        try:
+            import openai
+        except ImportError:
+            raise RequestError(
+                "endpoints need the openai client: pip install 'cascade_engine[endpoint]'"
+            ) from None
         self.options = options
         self._openai = openai
         self._client = openai.OpenAI(

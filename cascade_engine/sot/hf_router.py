@@ -17,8 +17,13 @@ class HfRouter:
 
     def __init__(self, directory: str | Path, threshold: float = 0.5) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        try:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        except ImportError:
+            raise RequestError(
+                "such a router needs transformers: pip install 'cascade_engine[train]'"
+            ) from None
         if not 0.0 <= threshold <= 1.0:
             raise RequestError(f"threshold must be in 0..1, got {threshold!r}")
         self.threshold = threshold

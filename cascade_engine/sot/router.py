@@ -7,9 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from cascade_engine.errors import CheckpointError
+from cascade_engine.errors import CheckpointError, RequestError
 from cascade_engine.sot.request_features import KIND_NAMES, features_of
 
 WEIGHTS = Path(__file__).resolve().parent / "router_weights.npz"
@@ -33,6 +31,7 @@ class TrainedRouter:
     """
 
     def __init__(self, path: str | Path = WEIGHTS) -> None:
+        np = _numpy()
         try:
             with np.load(path, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
@@ -75,3 +74,13 @@ class TrainedRouter:
             raise CheckpointError(
                 f"{path} has router format {header.get('format')!r}, this version reads {FORMAT}"
             )
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError:
+        raise RequestError(
+            "the built-in router needs numpy: pip install 'cascade_engine[sot]'"
+        ) from None
+    return numpy

@@ -61,6 +61,13 @@ def test_every_way_writes_what_one_by_one_writes(params: SamplingParams) -> None
     assert engine.batching == before[1]
 
 
+def test_each_point_has_noise_of_its_own() -> None:
+    sot = SkeletonOfThought(embedded_engine(), SotOptions(prompts="embedded", params=SAMPLED))
+    writer = sot._writer()
+    session = _Scripted(" One\n2. Two\n3. Three", params=SAMPLED)
+    assert [writer._params(job).seed for job in session.jobs] == [12, 13, 14]
+
+
 def test_a_shared_prefix_is_fed_once() -> None:
     results = {mode: expanded(mode, GREEDY) for mode in MODES}
     fed = {mode: result.stages[1].prefill_tokens or 0 for mode, result in results.items()}
