@@ -80,7 +80,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("wrapped decimal", "1. Walk\n2.5 miles\n2. Bread", ["Walk 2.5 miles", "Bread"]),
     ("time of day", "1. Get up at\n6:30 sharp\n2. Bread", ["Get up at 6:30 sharp", "Bread"]),
     ("year", "1. Founded\n2020. A hard year\n2. Bread", ["Founded 2020. A hard year", "Bread"]),
-    ("other numbers", "1. Take 7. or 9) of them\n2. Bread", ["Take 7. or 9) of them", "Bread"]),
+    ("other numbers", "1. Take 7. or 9) of them 2. Bread", ["Take 7. or 9) of them", "Bread"]),
     ("ranges", "1. Sleep 7 - 8 hours\n2. Bread", ["Sleep 7 - 8 hours", "Bread"]),
     ("etc.", "1. Apples, pears etc.\n2. Bread...", ["Apples, pears etc.", "Bread..."]),
     ("snake case", "1. Set max_rows_here\n2. a * b * c", ["Set max_rows_here", "a * b * c"]),
