@@ -114,7 +114,9 @@ class Local:
             matrix = family.k_matrix
         else:
             target, drafts, table_ = args.target, args.draft, args.table
-        self.engine = Engine.load(target, drafts, table_, threads=args.threads, max_rows=64)
+        self.engine = Engine.load(
+            target, drafts, table_, device=args.device, threads=args.threads, max_rows=64
+        )
         if args.k_matrix:
             self.cascade: Policy = FixedCascade.parse(args.k_matrix)
         else:
@@ -126,7 +128,7 @@ class Local:
             chat_format=args.chat_format,
             params=SamplingParams(max_tokens=args.max_tokens),
         )
-        self.stopwatch = Stopwatch(getattr(self.engine, "device", "cpu") == "cuda")
+        self.stopwatch = Stopwatch(args.device == "cuda")
         self.sot = {mode: self._sot(replace(self.options, expand=mode)) for mode in MODES}
         self.off = self._sot(replace(self.options, use="off"))
         self.routed = self._sot(replace(self.options, use="auto"))
@@ -419,6 +421,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--table", metavar="FILE")
     p.add_argument("--k-matrix", metavar="K")
     p.add_argument("--chat-format", metavar="NAME")
+    p.add_argument("--device", default="auto", help="cpu or cuda")
     p.add_argument("--threads", type=int)
     p.add_argument("--endpoint", metavar="URL")
     p.add_argument("--model", metavar="NAME")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cascade_engine.errors import RequestError
-from cascade_engine.sot.endpoint import Endpoint
+from cascade_engine.sot.client import Endpoint
 from cascade_engine.sot.prompts import FOLDER, fill, read_prompt
 
 JUDGE_FOLDER = FOLDER / "judge"
