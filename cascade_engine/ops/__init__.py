@@ -1,6 +1,7 @@
 """The only door to native code: one function per operation, one implementation per backend."""
 
 from cascade_engine._C import MAX_TREE_NODES, CacheLayer, Drafter, NgramTable, Sampler
+from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
 from cascade_engine.ops.cuda import CudaBackend
 from cascade_engine.ops.reference import ReferenceOps
@@ -15,6 +16,7 @@ __all__ = [
     "NgramTable",
     "Recorder",
     "ReferenceOps",
+    "RelativeBias",
     "Sampler",
     "activation_dtype",
 ]

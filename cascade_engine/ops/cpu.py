@@ -13,6 +13,7 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.memory import Arena
+from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.launch import unpack_tiles
 
 NATIVE_DTYPE = {
@@ -80,12 +81,12 @@ def unpack_linear(weight: LinearWeight) -> torch.Tensor:
     return dense if weight.scales is None else dense * weight.scales[:n, None].double()
 
 
-def read_floats(address: int, rows: int, cols: int) -> torch.Tensor:
-    """A copy of native float32 memory `[rows, cols]`."""
+def read_matrix(address: int, rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of native memory `[rows, cols]`."""
     if rows == 0:
-        return torch.empty(0, cols)
-    memory = (ctypes.c_float * (rows * cols)).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.float32).view(rows, cols).clone()
+        return torch.empty(0, cols, dtype=dtype)
+    memory = (ctypes.c_char * (rows * cols * dtype.itemsize)).from_address(address)
+    return torch.frombuffer(memory, dtype=dtype).view(rows, cols).clone()
 
 
 def default_threads() -> int:
@@ -244,11 +245,23 @@ class Recorder:
         self.program.rope_store(qkv, heads, cache)
 
     def attention(
-        self, qkv: int, heads: int, scale: float, cache: _C.CacheLayer, dtype: torch.dtype
+        self,
+        queries: int,
+        heads: int,
+        scale: float,
+        cache: _C.CacheLayer,
+        dtype: torch.dtype,
+        bias: RelativeBias | None = None,
+        over_source: bool = False,
     ) -> int:
-        """Causal attention over the cache, `[rows, heads * head_dim]` as `dtype`."""
+        """Attention over the cache, `[rows, heads * head_dim]` as `dtype`: causal, from the end of
+        the row's source on (its beginning, where there is none), or of every row over the whole
+        source. `queries` have keys and values behind them, which attention over a source may lack.
+        """
         out = self._buffer("attention", NATIVE_DTYPE[dtype], heads * cache.head_dim)
-        self.program.attention(out, qkv, heads, scale, cache)
+        table, reach = (0, 0) if bias is None else (bias.table.data_ptr(), bias.reach)
+        self.keep.append(bias)
+        self.program.attention(out, queries, heads, scale, cache, over_source, table, reach)
         return out
 
     def swiglu(self, gate_up: int, dtype: torch.dtype) -> int:
@@ -258,10 +271,24 @@ class Recorder:
         self.program.swiglu(out, gate_up)
         return out
 
-    def read(self, buffer: int) -> torch.Tensor:
-        """A copy of a float32 buffer as the last run left it."""
+    def geglu(self, gate_up: int, dtype: torch.dtype) -> int:
+        """`gelu(gate) * up` of the two halves of `gate_up`, as `dtype`; GELU by its tanh form."""
+        cols = self.program.cols(gate_up) // 2
+        out = self._buffer("geglu", NATIVE_DTYPE[dtype], cols, gate_up in self._per_logit)
+        self.program.geglu(out, gate_up)
+        return out
+
+    def relu(self, x: int, dtype: torch.dtype) -> int:
+        """`max(x, 0)` as `dtype`."""
+        out = self._buffer("relu", NATIVE_DTYPE[dtype], self.program.cols(x), x in self._per_logit)
+        self.program.relu(out, x)
+        return out
+
+    def read(self, buffer: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A copy of a buffer of `dtype` as the last run left it."""
         program = self.program
-        return read_floats(program.data(buffer), program.rows(buffer), program.cols(buffer))
+        address, rows = program.data(buffer), program.rows(buffer)
+        return read_matrix(address, rows, program.cols(buffer), dtype)
 
     def select_logit_rows(self, x: int, dtype: torch.dtype = torch.float32) -> int:
         """The rows of `x`, of `dtype`, whose logits are wanted: a buffer for each `x`."""

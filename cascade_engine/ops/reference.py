@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import LinearWeight, unpack_linear
 
 
@@ -23,7 +24,8 @@ class ReferenceCache:
 class ReferenceOps:
     """Runs a model's forward description at once, with tensors where `Recorder` has buffers.
 
-    `token_ids` are fed at positions start.. of one sequence whose earlier tokens are in the caches.
+    `token_ids` are fed at positions start.. of one sequence whose earlier tokens are in the caches;
+    its first `source` tokens are an encoder's input.
     `dtype` arguments are ignored: everything is computed in `precision`.
     """
 
@@ -33,7 +35,9 @@ class ReferenceOps:
         start: int = 0,
         wanted: int | None = None,
         precision: torch.dtype = torch.float64,
+        source: int = 0,
     ) -> None:
+        self._source = source
         self.precision = precision
         self._ids = torch.tensor(token_ids)
         self._positions = torch.arange(start, start + len(token_ids))
@@ -70,7 +74,8 @@ class ReferenceOps:
         self._cos, self._sin = angles.cos()[:, None, :], angles.sin()[:, None, :]
 
     def rope_store(self, qkv: torch.Tensor, heads: int, cache: ReferenceCache) -> None:
-        """Su et al., arXiv 2104.09864, halves paired; appends keys and values to the cache."""
+        """Su et al., arXiv 2104.09864, halves paired; writes keys and values of the tokens'
+        positions to the cache."""
         tokens, kv, dim = qkv.shape[0], cache.kv_heads, cache.head_dim
         query_key = qkv[:, : (heads + kv) * dim].view(tokens, heads + kv, dim)
         if self._cos is not None and self._sin is not None:
@@ -78,22 +83,34 @@ class ReferenceOps:
             turned = (a * self._cos - b * self._sin, b * self._cos + a * self._sin)
             query_key.copy_(torch.cat(turned, dim=-1))
         values = qkv[:, (heads + kv) * dim :].view(tokens, kv, dim)
-        cache.keys = torch.cat([cache.keys.to(self.precision), query_key[:, heads:]])
-        cache.values = torch.cat([cache.values.to(self.precision), values])
+        cache.keys = self._written(cache.keys, query_key[:, heads:])
+        cache.values = self._written(cache.values, values)
+
+    def _written(self, cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+        start, end = int(self._positions[0]), int(self._positions[-1]) + 1
+        cached = cached.to(self.precision)
+        return torch.cat([cached[:start], fresh, cached[end:]])
 
     def attention(
         self,
-        qkv: torch.Tensor,
+        matrix: torch.Tensor,
         heads: int,
         scale: float,
         cache: ReferenceCache,
         dtype: torch.dtype,
+        bias: RelativeBias | None = None,
+        over_source: bool = False,
     ) -> torch.Tensor:
-        """Vaswani et al., arXiv 1706.03762, with grouped queries (arXiv 2305.13245)."""
-        tokens, dim, group = qkv.shape[0], cache.head_dim, heads // cache.kv_heads
-        queries = qkv[:, : heads * dim].view(tokens, cache.kv_heads, group, dim)
+        """Vaswani et al., arXiv 1706.03762, with grouped queries (arXiv 2305.13245) and what Raffel
+        et al., arXiv 1910.10683, add to the scores by relative position."""
+        tokens, dim, group = matrix.shape[0], cache.head_dim, heads // cache.kv_heads
+        queries = matrix[:, : heads * dim].view(tokens, cache.kv_heads, group, dim)
         scores = torch.einsum("tkgd,skd->kgts", queries, cache.keys) * scale
-        visible = torch.arange(cache.keys.shape[0])[None, :] <= self._positions[:, None]
+        positions, keys = self._positions[:, None], torch.arange(cache.keys.shape[0])[None, :]
+        if bias is not None:
+            scores = scores + bias.at(keys - positions).to(self.precision).view(scores.shape)
+        behind = (keys >= self._source) & (keys <= positions)
+        visible = (keys < self._source).expand_as(behind) if over_source else behind
         weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         return torch.einsum("kgts,skd->tkgd", weights, cache.values).reshape(tokens, heads * dim)
 
@@ -101,6 +118,15 @@ class ReferenceOps:
         """Shazeer, arXiv 2002.05202."""
         gate, up = gate_up.chunk(2, dim=-1)
         return torch.nn.functional.silu(gate) * up
+
+    def geglu(self, gate_up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Shazeer, arXiv 2002.05202, with GELU as Hendrycks and Gimpel approximate it (arXiv
+        1606.08415, section 2)."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+    def relu(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return x.relu()
 
     def select_logit_rows(
         self, x: torch.Tensor, dtype: torch.dtype = torch.float32

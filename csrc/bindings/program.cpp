@@ -51,9 +51,18 @@ void bind_program(py::module_& m) {
           },
           py::arg("inv_freq"), py::arg("head_dim"))
       .def("rope_store", &Program::rope_store, py::arg("qkv"), py::arg("heads"), py::arg("cache"))
-      .def("attention", &Program::attention, py::arg("out"), py::arg("qkv"), py::arg("heads"),
-           py::arg("scale"), py::arg("cache"))
+      .def(
+          "attention",
+          [](Program& p, int out, int queries, int heads, float scale, const CacheLayer& cache,
+             bool over_source, Address bias, int bias_reach) {
+            p.attention(out, queries, heads, scale, cache, over_source,
+                        {pointer<float>(bias), bias_reach});
+          },
+          py::arg("out"), py::arg("queries"), py::arg("heads"), py::arg("scale"), py::arg("cache"),
+          py::arg("over_source") = false, py::arg("bias") = 0, py::arg("bias_reach") = 0)
       .def("swiglu", &Program::swiglu, py::arg("out"), py::arg("gate_up"))
+      .def("geglu", &Program::geglu, py::arg("out"), py::arg("gate_up"))
+      .def("relu", &Program::relu, py::arg("out"), py::arg("x"))
       .def("select_logit_rows", &Program::select_logit_rows, py::arg("out"), py::arg("x"))
       .def(
           "bind_rows",
@@ -67,6 +76,10 @@ void bind_program(py::module_& m) {
             p.bind_block_tables(pointer<int32_t>(tables), stride, pages);
           },
           py::arg("tables"), py::arg("stride"), py::arg("pages"))
+      .def(
+          "bind_sources",
+          [](Program& p, Address sources) { p.bind_sources(pointer<int32_t>(sources)); },
+          py::arg("sources"), "int32 [rows]: tokens at each row's beginning that an encoder reads.")
       .def(
           "run",
           [](Program& p, const std::vector<int>& rows, const std::vector<int>& starts,

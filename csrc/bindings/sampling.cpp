@@ -325,11 +325,11 @@ void bind_sampler(py::module_& m) {
                        float repetition_penalty, float presence_penalty, float frequency_penalty,
                        std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
                        std::vector<int32_t> stop_ids, uint64_t seed, uint32_t sample_index,
-                       int64_t prompt_length) {
-             return std::make_shared<Sampler>(
-                 SamplerParams{temperature, top_k, top_p, min_p, repetition_penalty,
-                               presence_penalty, frequency_penalty, std::move(logit_bias),
-                               min_tokens, std::move(stop_ids), seed, sample_index, prompt_length});
+                       int64_t prompt_length, int64_t source_length) {
+             return std::make_shared<Sampler>(SamplerParams{
+                 temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+                 frequency_penalty, std::move(logit_bias), min_tokens, std::move(stop_ids), seed,
+                 sample_index, prompt_length, source_length});
            }),
            py::kw_only(), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
            py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
@@ -337,6 +337,7 @@ void bind_sampler(py::module_& m) {
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>(),
            py::arg("min_tokens") = 0, py::arg("stop_ids") = std::vector<int32_t>(),
            py::arg("seed") = 0, py::arg("sample_index") = 0, py::arg("prompt_length") = 0,
+           py::arg("source_length") = 0,
            "temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1 / 0 / 0 are off. "
            "logit_bias lists (token id, addend); min_tokens keeps stop_ids out of the first "
            "min_tokens tokens after the prompt. Raises ValueError naming the parameter.")

@@ -1,90 +1,16 @@
-// Causal attention over the paged cache. The work is cut into (sequence, key/value head, chunk of
+// Attention over the paged cache. The work is cut into (sequence, key/value head, chunk of
 // kAttentionChunk positions) when there are few queries, so that all workers read a long context
 // together, and into (sequence, key/value head, group of queries) when there are many.
 //
 // Row invariance: a query's partial over one chunk does not depend on the queries that share its
 // tile (attention_tile.h), and partials are merged in ascending order with one formula.
-#include "attention_tile.h"
+#include "attention_plan.h"
 #include "ce/cpu_kernels.h"
 
 namespace ce::CE_ISA {
 namespace {
 
-constexpr int kGroupQueries = 64;  // queries of a sequence and key/value head in one work item
-// With at least so many (sequence, head, group) items the chunks of one are not spread.
-constexpr int kEnoughGroups = 32;
 constexpr int64_t kPiecesPerWorker = 8;
-
-// What a call does, in numbers that depend on its shape alone.
-struct Plan {
-  const AttentionArgs& args;
-  int group;       // query heads per key/value head
-  bool spread;     // one work item per chunk, merged afterwards
-  int64_t stride;  // floats of a partial
-  float* partials;
-};
-
-static int64_t segment_chunks(const Segment& s) {
-  return ceil_div(int64_t{s.start} + s.count, kAttentionChunk);
-}
-static int64_t segment_groups(const Segment& s, int group) {
-  return ceil_div(int64_t{s.count} * group, kGroupQueries);
-}
-// Partials that each query of a segment owns: one per chunk, or the merged one and the next.
-static int64_t partial_slots(const Plan& plan, const Segment& s) {
-  return plan.spread ? segment_chunks(s) : 2;
-}
-static int64_t segment_items(const Plan& plan, const Segment& s) {
-  return plan.args.cache.kv_heads * segment_groups(s, plan.group) *
-         (plan.spread ? segment_chunks(s) : 1);
-}
-static int64_t segment_partials(const Plan& plan, const Segment& s) {
-  return int64_t{s.count} * plan.args.heads * partial_slots(plan, s);
-}
-
-static Plan make_plan(const AttentionArgs& args) {
-  const int group = args.heads / args.cache.kv_heads;
-  int64_t groups = 0;
-  for (int i = 0; i < args.segment_count; ++i)
-    groups += args.cache.kv_heads * segment_groups(args.segments[i], group);
-  return {args, group, groups < kEnoughGroups, partial_floats(args.cache.head_dim),
-          static_cast<float*>(args.scratch)};
-}
-
-// Some queries of one segment and key/value head: query i is token i / group, head
-// kv_head * group + i % group.
-struct Work {
-  const Plan& plan;
-  const Segment& segment;
-  int kv_head;
-  float* partials;  // of the segment: [count][heads][slots]
-
-  // The node that a query is for; negative: a token before the tree.
-  int64_t node(int64_t query) const { return query / plan.group - (segment.count - segment.nodes); }
-  int64_t position(int64_t query) const {
-    const int64_t n = node(query);
-    return n < 0 ? segment.base() + n
-                 : segment.base() + __builtin_popcountll(segment.ancestors[n]) - 1;
-  }
-  int64_t head(int64_t query) const { return kv_head * plan.group + query % plan.group; }
-  const float* query(int64_t i) const {
-    const AttentionArgs& args = plan.args;
-    const int64_t row = segment.first_row + i / plan.group;
-    const int64_t width = int64_t{args.heads + 2 * args.cache.kv_heads} * args.cache.head_dim;
-    return args.qkv + row * width + head(i) * args.cache.head_dim;
-  }
-  float* partial(int64_t i, int64_t slot) const {
-    const int64_t index = i / plan.group * plan.args.heads + head(i);
-    return partials + (index * partial_slots(plan, segment) + slot) * plan.stride;
-  }
-  template <typename T>
-  const T* page(const void* base, int64_t number) const {
-    const CacheLayer& cache = plan.args.cache;
-    const int64_t floats = int64_t{kPageTokens} * cache.head_dim;
-    return static_cast<const T*>(base) +
-           (int64_t{segment.block_table[number]} * cache.kv_heads + kv_head) * floats;
-  }
-};
 
 // The pages of a chunk in the order of reading: keys, then values, then what comes next. While a
 // page is used, the one kTileVectors further on is fetched to the first cache.
@@ -99,19 +25,31 @@ struct Step {
   bool more;
 };
 
+// Softmax numerators of a query from its scores of lanes 0..count-1 of a chunk.
+static inline void finish_scores(const Work& work, int64_t query, const Step& step, float* scores,
+                                 int64_t count) {
+  const RelativeBias& bias = work.plan.args.bias;
+  if (bias.table != nullptr)
+    add_bias(scores, count, bias.table + work.head(query) * bias.width(), bias.reach,
+             work.origin(step.chunk) - work.position(query));
+  exponentiate(scores, work.skipped(step.chunk), count, work.partial(query, step.slot));
+}
+
 template <typename T>
 static inline Pages<T> list_pages(const Work& work, const Step& step, int64_t count) {
   const CacheLayer& cache = work.plan.args.cache;
-  const int64_t first = step.chunk * kChunkPages;
+  const int64_t first = work.origin(step.chunk) / kPageTokens;
+  const int64_t after = (step.chunk + 1) * kChunkPages;
   Pages<T> pages;
   pages.count = count;
   for (int64_t p = 0; p < count; ++p) {
     pages.list[p] = work.template page<T>(cache.keys, first + p);
     pages.list[count + p] = work.template page<T>(cache.values, first + p);
   }
-  const int64_t known = ceil_div(work.segment.base(), kPageTokens);
+  const int64_t known =
+      ceil_div(work.plan.args.over_source ? work.segment.source : work.segment.base(), kPageTokens);
   for (int64_t p = 0; p < kTileVectors; ++p) {
-    const int64_t next = first + kChunkPages + p;
+    const int64_t next = after + p;
     pages.list[2 * count + p] = step.more && next < known ? work.template page<T>(cache.keys, next)
                                                           : pages.list[2 * count - 1];
   }
@@ -131,17 +69,19 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
     queries[q] = work.query(first + q);
     partials[q] = work.partial(first + q, step.slot);
     counts[q] =
-        smaller(work.position(first + q) + 1 - step.chunk * kAttentionChunk, kAttentionChunk);
+        smaller(work.end(first + q), (step.chunk + 1) * kAttentionChunk) - work.origin(step.chunk);
   }
   const auto pages = list_pages<T>(work, step, ceil_div(counts[Q - 1], kPageTokens));
   alignas(64) Scores scores[Q];
   score_all_pages<Q, kFetch>(queries, pages.list, pages.count, head_dim, args.scale, scores);
-  for (int q = 0; q < Q; ++q) exponentiate(scores[q], counts[q], partials[q]);
+  for (int q = 0; q < Q; ++q) finish_scores(work, first + q, step, scores[q], counts[q]);
   const T* const* values = pages.list + pages.count;
-  add_all_values<Q, kFetch>(values, head_dim, 0, counts[0], scores, partials);
+  const int64_t skipped = work.skipped(step.chunk);
+  add_all_values<Q, kFetch>(values, head_dim, true, skipped, counts[0], scores, partials);
   for (int q = 1; q < Q; ++q)
     if (counts[q] > counts[0])
-      add_all_values<1, false>(values, head_dim, counts[0], counts[q], scores + q, partials + q);
+      add_all_values<1, false>(values, head_dim, false, counts[0], counts[q], scores + q,
+                               partials + q);
 }
 
 template <int Q, typename T>
@@ -156,7 +96,7 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step, bo
 // does not depend on the lane that it is computed in.
 template <int Q, typename T>
 static void score_paths(const Work& work, const int64_t* index, const float* const* queries,
-                        int64_t origin, Scores* scores, Path<T>* paths) {
+                        const Step& step, Scores* scores, Path<T>* paths) {
   const AttentionArgs& args = work.plan.args;
   const int64_t base = work.segment.base(), first = base / kPageTokens;
   const int64_t last = (base + larger(work.node(index[Q - 1]), 0)) / kPageTokens;
@@ -171,8 +111,10 @@ static void score_paths(const Work& work, const int64_t* index, const float* con
   for (int q = 0; q < Q; ++q) {
     const int64_t node = work.node(index[q]);
     uint64_t left = node < 0 ? 0 : work.segment.ancestors[node];
+    const int64_t origin = work.origin(step.chunk);
+    const int64_t lanes = (step.chunk + 1) * kAttentionChunk - origin;
     int64_t lane = base - origin;
-    for (; left != 0 && lane < kAttentionChunk; left &= left - 1, ++lane) {
+    for (; left != 0 && lane < lanes; left &= left - 1, ++lane) {
       if (lane < 0) continue;
       const int64_t slot = base % kPageTokens + __builtin_ctzll(left);
       scores[q][lane] = slots[q][slot];
@@ -188,8 +130,9 @@ template <int Q, typename T>
 static void tree_partials(const Work& work, const int64_t* index, const Step& step) {
   const AttentionArgs& args = work.plan.args;
   const int head_dim = args.cache.head_dim;
-  const int64_t origin = step.chunk * kAttentionChunk;
-  const int64_t shared = larger(0, smaller(work.segment.base() - origin, kAttentionChunk));
+  const int64_t origin = work.origin(step.chunk);
+  const int64_t lanes = (step.chunk + 1) * kAttentionChunk - origin;
+  const int64_t shared = larger(0, smaller(work.segment.base() - origin, lanes));
   const float* queries[Q];
   float* partials[Q];
   for (int q = 0; q < Q; ++q) {
@@ -203,9 +146,11 @@ static void tree_partials(const Work& work, const int64_t* index, const Step& st
   score_all_pages<Q, true>(queries, pages.list, pages.count, head_dim, args.scale, scores);
   Path<T> paths[Q];
   for (int q = 0; q < Q; ++q) paths[q].count = 0;
-  if (shared < kAttentionChunk) score_paths<Q, T>(work, index, queries, origin, scores, paths);
-  for (int q = 0; q < Q; ++q) exponentiate(scores[q], shared + paths[q].count, partials[q]);
-  add_all_values<Q, true>(pages.list + pages.count, head_dim, 0, shared, scores, partials);
+  if (shared < lanes) score_paths<Q, T>(work, index, queries, step, scores, paths);
+  for (int q = 0; q < Q; ++q)
+    finish_scores(work, index[q], step, scores[q], shared + paths[q].count);
+  add_all_values<Q, true>(pages.list + pages.count, head_dim, true, work.skipped(step.chunk),
+                          shared, scores, partials);
   for (int q = 0; q < Q; ++q) add_path_values(paths[q], head_dim, scores[q] + shared, partials[q]);
 }
 
@@ -228,12 +173,15 @@ static void chunk_of_tree(const Work& work, int64_t begin, int64_t end, const St
 template <typename T>
 static void chunk_of_queries(const Work& work, int64_t begin, int64_t end, const Step& step) {
   const Segment& s = work.segment;
-  const int64_t tree = s.nodes == 0 ? end : larger(s.count - s.nodes - 1, 0) * work.plan.group;
+  const bool over_source = work.plan.args.over_source;
+  const int64_t tree =
+      s.nodes == 0 || over_source ? end : larger(s.count - s.nodes - 1, 0) * work.plan.group;
   if (end > tree) {
     chunk_of_tree<T>(work, larger(begin, tree), end, step);
     end = tree;
   }
-  begin = larger(begin, (step.chunk * kAttentionChunk - s.start) * work.plan.group);
+  if (!over_source)
+    begin = larger(begin, (step.chunk * kAttentionChunk - s.start) * work.plan.group);
   bool fetch = true;
   for (int64_t taken; begin < end; begin += taken, fetch = false) {
     taken = end - begin >= kTileQueries ? kTileQueries : end - begin >= 2 ? 2 : 1;
@@ -261,21 +209,24 @@ static void write_out(const Work& work, int64_t query, const float* partial) {
 
 static void merge_and_write(const Work& work, int64_t query) {
   float* sofar = work.partial(query, 0);
-  for (int64_t chunk = 1; chunk * kAttentionChunk <= work.position(query); ++chunk)
-    merge(sofar, work.partial(query, chunk), work.plan.args.cache.head_dim);
+  const int64_t first = work.first_chunk();
+  for (int64_t chunk = first + 1; chunk * kAttentionChunk < work.end(query); ++chunk)
+    merge(sofar, work.partial(query, chunk - first), work.plan.args.cache.head_dim);
   write_out(work, query, sofar);
 }
 
 // All chunks of one group of queries.
 template <typename T>
 static void all_chunks(const Work& work, int64_t begin, int64_t end) {
-  const int64_t slot = work.segment.start + (end - 1) / work.plan.group;  // none is further on
-  const int64_t chunks = slot / kAttentionChunk + 1;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    chunk_of_queries<T>(work, begin, end, {chunk, chunk == 0 ? 0 : 1, chunk + 1 < chunks});
-    if (chunk == 0) continue;
+  const Segment& s = work.segment;
+  const int64_t slot = s.start + (end - 1) / work.plan.group;  // none is further on
+  const int64_t first = work.first_chunk();
+  const int64_t after = ceil_div(work.plan.args.over_source ? s.source : slot + 1, kAttentionChunk);
+  for (int64_t chunk = first; chunk < after; ++chunk) {
+    chunk_of_queries<T>(work, begin, end, {chunk, chunk == first ? 0 : 1, chunk + 1 < after});
+    if (chunk == first) continue;
     for (int64_t q = begin; q < end; ++q)
-      if (work.position(q) >= chunk * kAttentionChunk)
+      if (work.end(q) > chunk * kAttentionChunk)
         merge(work.partial(q, 0), work.partial(q, 1), work.plan.args.cache.head_dim);
   }
   for (int64_t q = begin; q < end; ++q) write_out(work, q, work.partial(q, 0));
@@ -289,8 +240,8 @@ static void run_item(const Work& work, int64_t group, int64_t chunk, bool more) 
   if (!work.plan.spread) {
     all_chunks<T>(work, begin, end);
   } else {
-    chunk_of_queries<T>(work, begin, end, {chunk, chunk, more});
-    if (segment_chunks(work.segment) == 1)
+    chunk_of_queries<T>(work, begin, end, {work.first_chunk() + chunk, chunk, more});
+    if (segment_chunks(work.plan.args, work.segment) == 1)
       for (int64_t q = begin; q < end; ++q) write_out(work, q, work.partial(q, 0));
   }
 }
@@ -334,7 +285,7 @@ void attention(const AttentionArgs& args, ThreadPool& pool) {
   pool.parallel_for(item_count, grain, [&](int64_t begin, int64_t end, int) {
     each_of_segments(
         plan, begin, end, items, [&](const Segment& s, float* partials, int64_t item, bool last) {
-          const int64_t chunks = plan.spread ? segment_chunks(s) : 1;
+          const int64_t chunks = plan.spread ? segment_chunks(args, s) : 1;
           const int64_t groups = segment_groups(s, plan.group);
           const Work work{plan, s, static_cast<int>(item / (groups * chunks)), partials};
           const int64_t group = item / chunks % groups, chunk = item % chunks;
@@ -347,7 +298,7 @@ void attention(const AttentionArgs& args, ThreadPool& pool) {
   });
   if (!plan.spread) return;
   const auto queries = [&](const Segment& s) {
-    return segment_chunks(s) > 1 ? int64_t{s.count} * args.heads : 0;
+    return segment_chunks(args, s) > 1 ? int64_t{s.count} * args.heads : 0;
   };
   pool.parallel_for(query_count, 8, [&](int64_t begin, int64_t end, int) {
     each_of_segments(plan, begin, end, queries,

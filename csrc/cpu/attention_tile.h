@@ -1,5 +1,6 @@
 // The arithmetic of attention on one instruction set: scores, softmax numerators and weighted
-// values of a tile of queries over pages of one chunk. attention.cpp alone includes this header.
+// values of a tile of queries over pages of one chunk. attention.cpp alone includes this header
+// (by attention_plan.h).
 //
 // Row invariance: a query's partial over one chunk (maximum, sum, unnormalised output) comes from
 // fixed chains: a score adds its products over ascending dimensions, sum and output go over
@@ -96,11 +97,21 @@ static inline void score_all_pages(const float* const* queries, const T* const* 
     score_pages<Q, 1, kFetch>(queries, pages + p, head_dim, scale, scores, p * kPageTokens);
 }
 
-// Turns scores of positions 0..count-1 of a chunk into softmax numerators; the rest of the last
-// page, which may hold anything, becomes zeros.
-static inline void exponentiate(float* scores, int64_t count, float* partial) {
+// Adds a head's bias to scores; the first one is of the key at `offset` from the query.
+static inline void add_bias(float* scores, int64_t count, const float* head, int64_t reach,
+                            int64_t offset) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const int64_t column = larger(smaller(offset + i, reach) + reach + kBiasMargin, 0);
+    store(scores + i, load(scores + i) + load(head + column));
+  }
+}
+
+// Turns scores skipped..count-1, skipped < 16, into softmax numerators; those before them and the
+// rest of the last page, which may hold anything, become zeros.
+static inline void exponentiate(float* scores, int64_t skipped, int64_t count, float* partial) {
   const f32x16 nothing = set1(-__builtin_inff());
   f32x16 highest = nothing;
+  if (skipped > 0) store(scores, select(first(static_cast<int>(skipped)), nothing, load(scores)));
   const int64_t whole = count / 16 * 16;
   for (int64_t i = 0; i < whole; i += 16) highest = max(highest, load(scores + i));
   if (whole < count) {
@@ -120,15 +131,16 @@ static inline void exponentiate(float* scores, int64_t count, float* partial) {
   partial[1] = reduce_add(sum);
 }
 
-// Adds weights x values of positions begin..end-1 of a chunk to Q outputs, V vectors of them from
-// dimension d on (the last one `lanes` wide when V is 1).
+// Adds weights x values of positions begin..end-1 of a chunk to Q outputs (which are `fresh`: still
+// to be set), V vectors of them from dimension d on (the last one `lanes` wide when V is 1).
 template <int Q, int V, bool kFetch, typename T>
-static inline void add_values(const T* const* pages, int head_dim, int d, int lanes, int64_t begin,
-                              int64_t end, const Scores* weights, float* const* partials) {
+static inline void add_values(const T* const* pages, int head_dim, int d, int lanes, bool fresh,
+                              int64_t begin, int64_t end, const Scores* weights,
+                              float* const* partials) {
   f32x16 sum[Q][V];
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < V; ++v)
-      sum[q][v] = begin == 0 ? zero() : load(partials[q] + kPartialHead + d + 16 * v);
+      sum[q][v] = fresh ? zero() : load(partials[q] + kPartialHead + d + 16 * v);
   for (int64_t i = begin; i < end;) {
     const int64_t page = i / kPageTokens, stop = smaller(end, (page + 1) * kPageTokens);
     const T* row = pages[page] + i % kPageTokens * head_dim + d;
@@ -151,14 +163,15 @@ static inline void add_values(const T* const* pages, int head_dim, int d, int la
 
 // add_values over all dimensions.
 template <int Q, bool kFetch, typename T>
-static inline void add_all_values(const T* const* pages, int head_dim, int64_t begin, int64_t end,
-                                  const Scores* weights, float* const* partials) {
+static inline void add_all_values(const T* const* pages, int head_dim, bool fresh, int64_t begin,
+                                  int64_t end, const Scores* weights, float* const* partials) {
   int d = 0;
   for (; d + 16 * kTileVectors <= head_dim; d += 16 * kTileVectors)
-    add_values<Q, kTileVectors, kFetch>(pages, head_dim, d, 16, begin, end, weights, partials);
+    add_values<Q, kTileVectors, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights,
+                                        partials);
   for (; d < head_dim; d += 16)
-    add_values<Q, 1, kFetch>(pages, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)), begin,
-                             end, weights, partials);
+    add_values<Q, 1, kFetch>(pages, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)), fresh,
+                             begin, end, weights, partials);
 }
 
 // The values of a node's ancestors and its own within one chunk, in order of position.

@@ -130,24 +130,34 @@ void Program::rope_store(int qkv, int heads, const CacheLayer& cache) {
   });
 }
 
-void Program::attention(int out, int qkv, int heads, float scale, const CacheLayer& cache) {
+void Program::attention(int out, int queries, int heads, float scale, const CacheLayer& cache,
+                        bool over_source, const RelativeBias& bias) {
   CE_CHECK(cache.kv_heads > 0 && heads % cache.kv_heads == 0, "attention: ", heads,
            " heads are not a multiple of ", cache.kv_heads, " key/value heads");
-  checked(qkv, DType::f32, int64_t{heads + 2 * cache.kv_heads} * cache.head_dim, "attention qkv");
+  CE_CHECK(bias.reach >= 0, "attention: the bias must reach >= 0 positions, got ", bias.reach);
+  const int64_t width = int64_t{heads} * cache.head_dim;
+  const int64_t stride = over_source && cols(queries) == width
+                             ? width
+                             : width + int64_t{2} * cache.kv_heads * cache.head_dim;
+  checked(queries, DType::f32, stride, over_source ? "attention queries" : "attention qkv");
   const DType out_dtype = at(out).dtype;
-  checked(out, out_dtype, int64_t{heads} * cache.head_dim, "attention out");
-  check_every_row(qkv, "attention");
+  checked(out, out_dtype, width, "attention out");
+  check_every_row(queries, "attention");
   check_every_row(out, "attention");
+  (over_source ? over_source_ : behind_source_) = true;
   steps_.push_back([=, this] {
-    AttentionArgs args{data_f32(qkv),
-                       segments_.data(),
-                       static_cast<int>(segments_.size()),
-                       heads,
-                       scale,
-                       cache,
-                       buffers_[static_cast<size_t>(out)].data,
-                       out_dtype,
-                       nullptr};
+    AttentionArgs args{.queries = data_f32(queries),
+                       .stride = stride,
+                       .segments = segments_.data(),
+                       .segment_count = static_cast<int>(segments_.size()),
+                       .heads = heads,
+                       .scale = scale,
+                       .bias = bias,
+                       .over_source = over_source,
+                       .cache = cache,
+                       .out = buffers_[static_cast<size_t>(out)].data,
+                       .out_dtype = out_dtype,
+                       .scratch = nullptr};
     args.scratch = attention_scratch_.reserve(kernels_.attention_scratch_bytes(args));
     kernels_.attention(args, pool_);
   });
@@ -162,6 +172,29 @@ void Program::swiglu(int out, int gate_up) {
     kernels_.swiglu({data_f32(gate_up), rows(gate_up), width,
                      buffers_[static_cast<size_t>(out)].data, out_dtype},
                     pool_);
+  });
+}
+
+void Program::geglu(int out, int gate_up) {
+  const int64_t width = cols(out);
+  checked(gate_up, DType::f32, 2 * width, "geglu gate_up");
+  check_rows(out, gate_up, "geglu");
+  const DType out_dtype = at(out).dtype;
+  steps_.push_back([=, this] {
+    kernels_.geglu({data_f32(gate_up), rows(gate_up), width,
+                    buffers_[static_cast<size_t>(out)].data, out_dtype},
+                   pool_);
+  });
+}
+
+void Program::relu(int out, int x) {
+  const int64_t width = cols(out);
+  checked(x, DType::f32, width, "relu x");
+  check_rows(out, x, "relu");
+  const DType out_dtype = at(out).dtype;
+  steps_.push_back([=, this] {
+    kernels_.relu({data_f32(x), rows(x), width, buffers_[static_cast<size_t>(out)].data, out_dtype},
+                  pool_);
   });
 }
 
@@ -191,6 +224,10 @@ void Program::bind_block_tables(const int32_t* tables, int64_t stride, int64_t p
   tables_ = tables;
   table_stride_ = stride;
   pages_ = pages;
+}
+
+void Program::bind_sources(const int32_t* sources) {
+  sources_ = sources;
 }
 
 std::vector<uint64_t> tree_ancestors(const std::vector<int32_t>& parents) {
@@ -252,6 +289,16 @@ const int32_t* Program::checked_table(int row, int64_t end) const {
   return table;
 }
 
+int32_t Program::checked_source(int row, int start, int count) const {
+  const int32_t source = sources_ == nullptr ? 0 : sources_[row];
+  CE_CHECK(source > 0 || !over_source_, "row ", row, " has no source to attend to");
+  const bool encodes = start == 0 && count == source && !behind_source_;
+  CE_CHECK(start >= source || encodes, "row ", row, " feeds positions ", start, "..",
+           start + count - 1, ", but its source ends at ", source,
+           ": an encoder takes the whole source, a decoder what is behind it");
+  return source;
+}
+
 void Program::add_sequence(int row, int start, int count, int logits, int padding,
                            const FedTree& tree) {
   const int32_t* table = checked_table(row, int64_t{start} + count);
@@ -265,8 +312,8 @@ void Program::add_sequence(int row, int start, int count, int logits, int paddin
     ids_.push_back(0);
     positions_.push_back(0);
   }
-  segments_.push_back(
-      {start, count, static_cast<int32_t>(ids_.size()), table, nodes, ancestors.data()});
+  segments_.push_back({start, count, static_cast<int32_t>(ids_.size()), table, nodes,
+                       ancestors.data(), checked_source(row, start, count)});
   const int base = start + count - nodes;
   CE_CHECK(base > 0 || nodes == 0, "row ", row, ": a tree needs a token before it");
   for (int i = 0; i < count; ++i) {

@@ -99,6 +99,7 @@ Sampler::Sampler(SamplerParams params) : params_(std::move(params)) {
   check_range("frequency_penalty", p.frequency_penalty, -1e6, 1e6, "0 switches it off");
   CE_CHECK(p.min_tokens >= 0, "min_tokens must be >= 0, got ", p.min_tokens);
   CE_CHECK(p.prompt_length >= 0, "prompt_length must be >= 0, got ", p.prompt_length);
+  CE_CHECK(p.source_length >= 0, "source_length must be >= 0, got ", p.source_length);
   for (const auto& [id, bias] : p.logit_bias) {
     CE_CHECK(id >= 0, "logit_bias names token ", id, "; ids start at 0");
     CE_CHECK(bias < kInfinity, "logit_bias of token ", id, " is ", bias,
@@ -117,14 +118,14 @@ bool Sampler::penalises() const {
          params_.frequency_penalty != 0.0f;
 }
 
-void PrefixCounts::count(const int32_t* tokens, int64_t end, int64_t prompt_length, int64_t vocab,
-                         bool restart) {
+void PrefixCounts::count(const int32_t* tokens, int64_t begin, int64_t end, int64_t prompt_length,
+                         int64_t vocab, bool restart) {
   if (restart || end < end_ || static_cast<int64_t>(output_.size()) != vocab) {
     for (const int32_t token : distinct_) output_[static_cast<size_t>(token)] = -1;
     distinct_.clear();
     output_.resize(static_cast<size_t>(vocab), -1);
     distinct_.reserve(static_cast<size_t>(vocab));
-    end_ = 0;
+    end_ = begin;
   }
   for (; end_ < end; ++end_) {
     const int32_t token = tokens[end_];
@@ -170,7 +171,7 @@ void Decision::process(const PositionInput& input) {
     if (id < vocab_) values[id] += bias;
   if (penalises) {
     PrefixCounts& counts = scratch_.counts;
-    counts.count(input.tokens, position_, p.prompt_length, vocab_, input.new_row);
+    counts.count(input.tokens, p.source_length, position_, p.prompt_length, vocab_, input.new_row);
     for (const int32_t token : counts.distinct()) {
       float value = values[token];
       value = value > 0.0f ? value / p.repetition_penalty : value * p.repetition_penalty;

@@ -12,6 +12,8 @@ void rope_store(const RopeStoreArgs& args, ThreadPool& pool);
 int64_t attention_scratch_bytes(const AttentionArgs& args);
 void attention(const AttentionArgs& args, ThreadPool& pool);
 void swiglu(const SwigluArgs& args, ThreadPool& pool);
+void geglu(const GegluArgs& args, ThreadPool& pool);
+void relu(const ReluArgs& args, ThreadPool& pool);
 int64_t argmax(const float* values, int64_t count);
 int64_t gumbel_argmax(const float* values, int64_t count, float temperature, const NoiseKey& noise);
 void perturb(const float* values, const int32_t* ids, int64_t count, float temperature,

@@ -69,16 +69,31 @@ struct RopeStoreArgs {
   CacheLayer cache;
 };
 
-// Causal attention of each query over its sequence's cached positions 0..its own. Scores in
-// chunks of kAttentionChunk positions aligned to position 0, each chunk's softmax numerator and
-// sum from its own maximum, chunks merged in ascending order. Slots past a query's position are
-// never read as numbers (they may hold NaN).
+// Numbers added to attention scores: table[head * width() + reach + kBiasMargin + offset] for a key
+// at the query's position + offset. Past `reach` either way the number stays the same; the margin
+// repeats it, so that 16 neighbouring keys find theirs side by side.
+inline constexpr int kBiasMargin = kPageTokens - 1;
+struct RelativeBias {
+  const float* table = nullptr;  // [heads][width()], null: nothing is added
+  int reach = 0;
+
+  int64_t width() const { return 2 * (int64_t{reach} + kBiasMargin) + 1; }
+};
+
+// Attention of each query over cached positions of its sequence: causally over those from the end
+// of the source to its own, or over the whole source. Scores in chunks of kAttentionChunk
+// positions aligned to position 0, each chunk's softmax numerator and sum from its own maximum,
+// chunks merged in ascending order. Slots that a query does not see are never read as numbers (they
+// may hold NaN).
 struct AttentionArgs {
-  const float* qkv;  // [rows, (heads + 2 kv_heads) * head_dim], queries first
+  const float* queries;  // [rows, stride], heads * head_dim of them first
+  int64_t stride;
   const Segment* segments;
   int segment_count;
   int heads;
   float scale;
+  RelativeBias bias;
+  bool over_source;
   CacheLayer cache;
   void* out;  // [rows, heads * head_dim] of out_dtype
   DType out_dtype;
@@ -88,6 +103,22 @@ struct AttentionArgs {
 // out[r, c] = silu(gate_up[r, c]) * gate_up[r, cols + c]
 struct SwigluArgs {
   const float* gate_up;  // [rows, 2 cols]
+  int64_t rows, cols;
+  void* out;  // [rows, cols] of out_dtype
+  DType out_dtype;
+};
+
+// out[r, c] = gelu(gate_up[r, c]) * gate_up[r, cols + c], gelu by its tanh form.
+struct GegluArgs {
+  const float* gate_up;  // [rows, 2 cols]
+  int64_t rows, cols;
+  void* out;  // [rows, cols] of out_dtype
+  DType out_dtype;
+};
+
+// out[r, c] = max(x[r, c], 0)
+struct ReluArgs {
+  const float* x;  // [rows, cols]
   int64_t rows, cols;
   void* out;  // [rows, cols] of out_dtype
   DType out_dtype;
@@ -120,6 +151,8 @@ struct Kernels {
   int64_t (*attention_scratch_bytes)(const AttentionArgs&);
   void (*attention)(const AttentionArgs&, ThreadPool&);
   void (*swiglu)(const SwigluArgs&, ThreadPool&);
+  void (*geglu)(const GegluArgs&, ThreadPool&);
+  void (*relu)(const ReluArgs&, ThreadPool&);
   // Index of the largest value, the lowest index among equals. NaN counts as -inf and is never
   // chosen; -1 when nothing but NaN is there.
   int64_t (*argmax)(const float* values, int64_t count);

@@ -52,14 +52,22 @@ class Program {
   // Cosines and sines of position * inv_freq [head_dim / 2], once per pass; before any rope_store.
   void rope_angles(const float* inv_freq, int head_dim);
   void rope_store(int qkv, int heads, const CacheLayer& cache);
-  void attention(int out, int qkv, int heads, float scale, const CacheLayer& cache);
+  // Causal, from the end of the source on; or over_source: of every row over the source. `queries`
+  // may have keys and values behind its heads * head_dim columns.
+  void attention(int out, int queries, int heads, float scale, const CacheLayer& cache,
+                 bool over_source, const RelativeBias& bias);
   void swiglu(int out, int gate_up);
+  void geglu(int out, int gate_up);
+  void relu(int out, int x);
   // Keeps only the rows whose logits are wanted.
   void select_logit_rows(int out, int x);
 
   // Where tokens and block tables live: row-major int32, row r at base + r * stride.
   void bind_rows(const int32_t* tokens, int64_t token_stride, int64_t capacity);
   void bind_block_tables(const int32_t* tables, int64_t stride, int64_t pages);
+  // How many tokens at each row's beginning are an encoder's input; unbound: none. A pass of a row
+  // with a source feeds either exactly that (the encoder's pass) or tokens behind it.
+  void bind_sources(const int32_t* sources);
 
   // One pass over sequences: rows[i] of the bound tables feeds tokens in slots
   // starts[i]..starts[i]+counts[i]-1, and wants logits for the last logits[i] of them. With
@@ -89,6 +97,7 @@ class Program {
   };
   void add_sequence(int row, int start, int count, int logits, int padding, const FedTree& tree);
   const int32_t* checked_table(int row, int64_t end) const;
+  int32_t checked_source(int row, int start, int count) const;
   const Buffer& checked(int id, DType dtype, int64_t cols, const char* what) const;
   const Buffer& at(int id) const;
   // Both hold a row per token, or both a row per wanted logit row.
@@ -107,6 +116,7 @@ class Program {
   const int32_t* tables_ = nullptr;
   int64_t table_stride_ = 0;
   int64_t pages_ = 0;
+  const int32_t* sources_ = nullptr;
 
   // State of the pass being run.
   std::vector<Segment> segments_;
@@ -117,6 +127,7 @@ class Program {
   std::vector<float> cos_, sin_;
   int64_t token_rows_ = 0, wanted_rows_ = 0;  // what the buffers hold, also after a refused run
   int rope_dim_ = 0;                          // 0: no rotation
+  bool over_source_ = false, behind_source_ = false;  // what attention there is
   Scratch linear_scratch_, attention_scratch_;
 };
 

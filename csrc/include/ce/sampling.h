@@ -43,6 +43,7 @@ struct SamplerParams {
   uint64_t seed = 0;
   uint32_t sample_index = 0;
   int64_t prompt_length = 0;  // tokens before it are prompt
+  int64_t source_length = 0;  // tokens before it are an encoder's: no penalty counts them
 };
 
 // What one request asks of its tokens; immutable, shared by all levels and threads.
@@ -70,10 +71,10 @@ class Sampler {
 // one row extend it.
 class PrefixCounts {
  public:
-  // Counts tokens[0:end]. Continues the previous call when `restart` is false and end grew.
+  // Counts tokens[begin:end]. Continues the previous call when `restart` is false and end grew.
   // Ids outside [0, vocab) are skipped: this level cannot choose them.
-  void count(const int32_t* tokens, int64_t end, int64_t prompt_length, int64_t vocab,
-             bool restart);
+  void count(const int32_t* tokens, int64_t begin, int64_t end, int64_t prompt_length,
+             int64_t vocab, bool restart);
   std::span<const int32_t> distinct() const { return distinct_; }
   int32_t in_output(int32_t token) const { return output_[static_cast<size_t>(token)]; }
 

@@ -60,6 +60,10 @@ inline constexpr int kMaxTreeNodes = 64;
 // the token in slot base() - 1: node j stands in slot base() + j, parents come before children, and
 // its position is base() + its depth (0: a child of the root). It sees the slots before base() and
 // those of its ancestors and its own.
+//
+// Behind an encoder, the sequence begins with the `source` tokens that the encoder reads. Their
+// slots hold keys and values for cross-attention; the tokens behind them do not count them as their
+// own.
 struct Segment {
   int32_t start = 0;
   int32_t count = 0;
@@ -67,6 +71,7 @@ struct Segment {
   const int32_t* block_table = nullptr;  // page of slot s is block_table[s / kPageTokens]
   int32_t nodes = 0;
   const uint64_t* ancestors = nullptr;  // [nodes] bit i of word j: i is j or an ancestor of j
+  int32_t source = 0;
 
   int64_t base() const { return int64_t{start} + count - nodes; }
 };
