@@ -30,8 +30,12 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 100_000_000
 WEIGHT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Buffers that older exports saved beside the weights; they are computed from the configuration.
-IGNORED_TENSORS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+# What older exports saved beside the weights: buffers that are computed from the configuration, and
+# a bias table of T5 that its cross-attention never reads.
+IGNORED_TENSORS = re.compile(
+    r"(^|\.)rotary_emb\.inv_freq$"
+    r"|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$"
+)
 # Smaller tensors are read: a mapping costs a file descriptor and a page at each end.
 MIN_MAPPED_BYTES = 1 << 16
 SLICE_BYTES = 4 << 20
@@ -69,8 +73,8 @@ class Checkpoint:
     ) -> None:
         """Checks that the checkpoint holds exactly these tensors, each of a float dtype.
 
-        Rotary frequencies are ignored. `tied` names tensors that the model computes from another
-        (lm_head.weight from the embedding): they may be there as well, with the same bytes.
+        Left-overs of older exports are ignored. `tied` names tensors that the model computes from
+        another (lm_head.weight from the embedding): they may be there as well, with the same bytes.
         Raises CheckpointError.
         """
         for name, shape in shapes.items():

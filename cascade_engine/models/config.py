@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from cascade_engine.errors import ConfigError
-from cascade_engine.models.config_reader import Reader, read_json
+from cascade_engine.models.config_reader import Reader, parse_dtype, read_json
+from cascade_engine.models.t5_config import T5Config, is_t5, parse_t5
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Parameters of each supported rope type, apart from the base; all are required but those below.
 ROPE_PARAMETERS = {
     "default": (),
@@ -143,7 +143,10 @@ def _llama3_frequencies(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Te
     return torch.where(~is_long & ~is_short, between, scaled)
 
 
-def load_config(directory: str | Path) -> LlamaConfig:
+ModelConfig = LlamaConfig | T5Config
+
+
+def load_config(directory: str | Path) -> ModelConfig:
     """The configuration in `directory`/config.json, by its model_type. Raises ConfigError."""
     root = Path(directory)
     if not root.is_dir():
@@ -152,12 +155,16 @@ def load_config(directory: str | Path) -> LlamaConfig:
     if values is None:
         raise ConfigError(f"{root} has no config.json; name a Hugging Face model directory")
     generation = read_json(root / "generation_config.json") or {}
-    model_type = values.get("model_type")
-    if model_type != "llama":
+    where = root / "config.json"
+    if is_t5(values, where):
+        reader = Reader(values, where)
+        return parse_t5(reader, Reader(generation, root / "generation_config.json"))
+    if values.get("model_type") != "llama":
         raise ConfigError(
-            f"{root / 'config.json'}: model_type {model_type!r} is not supported; 'llama' is"
+            f"{where}: model_type {values.get('model_type')!r} is not supported; 'llama' and 't5' "
+            "are"
         )
-    return _parse_llama(Reader(values, root / "config.json"), generation, root)
+    return _parse_llama(Reader(values, where), generation, root)
 
 
 def _parse_llama(reader: Reader, generation: dict[str, Any], root: Path) -> LlamaConfig:
@@ -191,7 +198,7 @@ def _parse_llama(reader: Reader, generation: dict[str, Any], root: Path) -> Llam
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         bos_id=bos,
         eos_ids=eos,
-        dtype=_parse_dtype(reader),
+        dtype=parse_dtype(reader),
     )
 
 
@@ -211,16 +218,6 @@ def _refuse_unsupported(reader: Reader) -> None:
         not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
     ):
         raise reader.error("layer_types", "'full_attention' for every layer")
-
-
-def _parse_dtype(reader: Reader) -> torch.dtype | None:
-    key = "dtype" if reader.values.get("dtype") is not None else "torch_dtype"
-    name = reader.values.get(key)
-    if name is None:
-        return None
-    if not isinstance(name, str) or name not in DTYPES:
-        raise reader.error(key, " or ".join(DTYPES))
-    return DTYPES[name]
 
 
 def _parse_rope(reader: Reader, max_positions: int) -> RopeConfig:

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cascade_engine.errors import ConfigError
 
 MAX_INT = 2**31 - 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -69,3 +72,14 @@ class Reader:
         if not isinstance(value, dict):
             raise self.error(key, "an object")
         return Reader(value, self.where, f"{self.prefix}{key}.")
+
+
+def parse_dtype(reader: Reader) -> torch.dtype | None:
+    """The dtype that a config.json declares, under either name; None where it does not."""
+    key = "dtype" if reader.values.get("dtype") is not None else "torch_dtype"
+    name = reader.values.get(key)
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in DTYPES:
+        raise reader.error(key, " or ".join(DTYPES))
+    return DTYPES[name]

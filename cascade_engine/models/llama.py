@@ -4,7 +4,7 @@ arXiv 2302.13971; grouped-query attention as in arXiv 2307.09288)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -49,26 +49,27 @@ class LlamaWeights:
     def num_bytes(self) -> int:
         """Memory held, each tensor counted once."""
         seen: dict[int, int] = {}
-        for tensor in _tensors(self):
+        for tensor in tensors_of(self):
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return sum(seen.values())
 
 
-def _tensors(value: object) -> Iterable[torch.Tensor]:
+def tensors_of(value: object) -> Iterable[torch.Tensor]:
+    """All tensors of a model's weights."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, LinearWeight):
         yield value.memory
         yield from (part for part in (value.bias, value.scales) if part is not None)
-    elif isinstance(value, (LlamaWeights, LlamaLayer)):
+    elif is_dataclass(value):
         for field in vars(value).values():
-            yield from _tensors(field)
+            yield from tensors_of(field)
     elif isinstance(value, tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_of(item)
 
 
-class _Loader:
+class Loader:
     """Moves tensors from a checkpoint into the backend's layout, one at a time."""
 
     def __init__(
@@ -128,7 +129,7 @@ def load_weights(
     """
     shapes = config.tensor_shapes()
     checkpoint.expect(shapes, config.tied_tensors())
-    loader = _Loader(checkpoint, backend, dtype)
+    loader = Loader(checkpoint, backend, dtype)
     embedding: torch.Tensor | LinearWeight
     if config.tie_word_embeddings:
         embedding = head = loader.linear(["model.embed_tokens"], shapes)

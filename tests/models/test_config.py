@@ -147,7 +147,7 @@ def test_generation_config_overrides(
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "mistral"}, "model_type 'mistral' is not supported; 'llama' is"),
+    ({"model_type": "mistral"}, "model_type 'mistral' is not supported; 'llama' and 't5' are"),
     ({"model_type": "absent"}, "model_type None is not supported"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "architectures must be"),
     ({"hidden_act": "gelu"}, "hidden_act must be 'silu', the one that is supported, got 'gelu'"),
