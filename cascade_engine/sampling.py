@@ -19,11 +19,13 @@ def make_sampler(
     sample_index: int,
     prompt_length: int,
     stop_ids: Sequence[int],
+    source_length: int = 0,
 ) -> Sampler:
     """The rule that turns logits at a position into a token: a pure function of the logits, the
     seed, the sample's index, the position and the tokens before it.
 
-    `stop_ids` are the tokens that min_tokens keeps out. Raises RequestError.
+    `stop_ids` are the tokens that min_tokens keeps out; the first `source_length` tokens are an
+    encoder's, of which no penalty takes note. Raises RequestError.
     """
     try:
         return Sampler(
@@ -40,6 +42,7 @@ def make_sampler(
             seed=seed,
             sample_index=sample_index,
             prompt_length=prompt_length,
+            source_length=source_length,
         )
     except ValueError as error:
         raise RequestError(str(error)) from None

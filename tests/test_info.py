@@ -19,7 +19,7 @@ from cascade_engine.models.config import load_config
 from cascade_engine.ops import CpuBackend, ceilings
 from cascade_engine.policy import expected
 from tests.data import data_path
-from tests.models.support import random_llama
+from tests.models.support import random_llama, random_t5
 
 collecting = importlib.import_module("cascade_engine.info.collect")
 
@@ -210,3 +210,17 @@ def test_ceilings_are_plausible() -> None:
 def test_available_memory_is_that_of_the_machine() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < collecting.available_memory() <= total
+
+
+def test_an_encoder_decoder(tmp_path: Path) -> None:
+    """Its passes are the decoder's; input and output share the cache's tokens."""
+    for seed in (0, 1):
+        random_t5(tmp_path / str(seed), seed, vocab_size=97, num_decoder_layers=2, num_heads=3)
+    report = collect([str(tmp_path / "0"), str(tmp_path / "1")], dtype="float32", threads=1)
+    model = report["models"][0]
+    config = json.loads((tmp_path / "0" / "config.json").read_text())
+    assert model["cache_bytes_per_token"] == 2 * 2 * 3 * config["d_kv"] * 4
+    assert model["context"] == 1024
+    assert report["drafts"][0]["vocabulary_problem"] is None
+    assert model["passes"][0]["tokens"] == 1
+    assert "1024" in as_text(report).replace(",", "")

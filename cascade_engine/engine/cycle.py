@@ -56,7 +56,7 @@ class Cycle:
     def enqueue(self, rows: Sequence[Row]) -> None:
         self.waiting.extend(rows)
         self.stats.requests["added"] += len(rows)
-        self.stats.prompt_tokens += sum(len(row.prompt) for row in rows)
+        self.stats.prompt_tokens += sum(row.stats.prompt_tokens for row in rows)
 
     def drop(self, request_id: str) -> bool:
         """Forgets a request's rows and frees what they hold; False if there are none."""

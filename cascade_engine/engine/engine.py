@@ -35,13 +35,15 @@ class Engine:
         self.tokenizer = loaded.tokenizer
         self.report = loaded.report
         """How each model was loaded, for people to read."""
-        self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse_cache, prefill_tokens)
+        reuse = reuse_cache and loaded.decoder_start is None  # an encoder looks both ways
+        self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse, prefill_tokens)
         self._requests = RequestBuilder(
             loaded.tokenizer,
             loaded.eos_ids,
             self.neural[0].vocab_size,
             loaded.rows.capacity,
             tuple(self.level_names),
+            loaded.decoder_start,
         )
         self._directory = loaded.directory
         self._own_format: ChatFormat | None = None
@@ -76,11 +78,12 @@ class Engine:
         the CPU "float32", "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each
         output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy` None:
         `FixedCascade.default`. `threads` None: CASCADE_THREADS, else all physical cores.
-        `max_context` bounds every row (default: the target's own context); `kv_cache_bytes` bounds
-        the caches of all levels together. With `reuse_cache` a prompt that begins like an earlier
-        one starts from what is cached. A step feeds at most `prefill_tokens` prompt tokens beside
-        the running rows. `padding` "left" runs passes as dense left-padded batches instead of
-        ragged ones, for comparison. `progress(model, done, total)` is called as layers are loaded.
+        `max_context` bounds every row (default: the target's own context; a T5 has none, see
+        docs/t5.md); `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a
+        prompt that begins like an earlier one starts from what is cached. A step feeds at most
+        `prefill_tokens` prompt tokens beside the running rows. `padding` "left" runs passes as
+        dense left-padded batches instead of ragged ones, for comparison.
+        `progress(model, done, total)` is called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """

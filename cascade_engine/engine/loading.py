@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, bytes_per_token, pages_for
-from cascade_engine.errors import CapacityError, RequestError, VocabularyMismatch
-from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
-from cascade_engine.models import llama
+from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
+from cascade_engine.levels import EncoderDecoderLevel, NeuralLevel, StatisticalLevel, TokenRows
 from cascade_engine.models.checkpoint import Checkpoint
-from cascade_engine.models.config import LlamaConfig, load_config
+from cascade_engine.models.config import ModelConfig
+from cascade_engine.models.family import ModelWeights, load_weights, open_model
+from cascade_engine.models.t5 import T5Weights
+from cascade_engine.models.t5_config import T5Config
 from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable, activation_dtype
 from cascade_engine.tables import load_table, prebuilt_for
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
@@ -84,13 +86,15 @@ class Loaded:
     report: LoadReport
     directory: Path
     """The target's."""
+    decoder_start: int | None
+    """Of an encoder-decoder: the first token that its decoder reads."""
 
 
 @dataclass(frozen=True)
 class _Model:
     name: str
     directory: Path
-    config: LlamaConfig
+    config: ModelConfig
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
     dtype: torch.dtype
@@ -110,38 +114,30 @@ def load_levels(
     progress: Progress | None,
 ) -> Loaded:
     """Opens and checks everything before any weight is packed, then loads the levels."""
-    backend = make_backend(options)
     models = [_open(path, options) for path in (target, *drafts)]
+    decoder_start = _shared_decoder_start(models)
+    if decoder_start is not None and options.place != "cpu":
+        raise RequestError(f"T5 models run on device 'cpu' alone so far, got {options.device!r}")
+    backend = make_backend(options)
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
     ngrams = _ngram_table(table, tokenizer, vocab_size)
-    context = min(models[0].config.max_positions, options.max_context or 2**31 - 1)
+    context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
 
     rows = TokenRows(options.max_rows, context)
-    neural, lines, weight_bytes = [], [], 0
+    neural: list[NeuralLevel] = []
+    lines, weight_bytes = [], 0
     for model in models:
         report = None if progress is None else _per_model(progress, model.name)
-        weights = llama.load_weights(model.checkpoint, model.config, backend, model.dtype, report)
+        weights = load_weights(model.checkpoint, model.config, backend, model.dtype, report)
         weight_bytes += weights.num_bytes()
         lines.append(
             f"{model.name}: {weights.num_bytes() / 1e6:.1f} MB, "
             f"{str(model.dtype).removeprefix('torch.')}{model.note}, {backend.isa}, "
             f"{backend.context.threads} threads"
         )
-        level_context = min(context, model.config.max_positions)
-        neural.append(
-            NeuralLevel(
-                model.name,
-                weights,
-                backend,
-                rows,
-                level_context,
-                tokens,
-                vocab_size,
-                options.padding == "left",
-            )
-        )
+        neural.append(_level(model, weights, backend, rows, context, tokens, vocab_size, options))
     cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
     return Loaded(
         neural,
@@ -151,7 +147,26 @@ def load_levels(
         models[0].config.eos_ids,
         LoadReport(tuple(lines), weight_bytes, cache_bytes),
         models[0].directory,
+        decoder_start,
     )
+
+
+def _level(
+    model: _Model,
+    weights: ModelWeights,
+    backend: CpuBackend | CudaBackend,
+    rows: TokenRows,
+    context: int,
+    tokens: int,
+    vocab_size: int,
+    options: LoadOptions,
+) -> NeuralLevel:
+    left_padded = options.padding == "left"
+    sizes = _context(model.config, context), tokens, vocab_size, left_padded
+    if isinstance(weights, T5Weights):
+        assert isinstance(backend, CpuBackend)
+        return EncoderDecoderLevel(model.name, weights, backend, rows, *sizes)
+    return NeuralLevel(model.name, weights, backend, rows, *sizes)
 
 
 def _ngram_table(
@@ -169,12 +184,10 @@ def make_backend(options: LoadOptions) -> CpuBackend | CudaBackend:
     return CpuBackend(options.threads)
 
 
-def load_model(
-    path: str | PathLike[str], backend: CpuBackend, dtype: torch.dtype
-) -> llama.LlamaWeights:
+def load_model(path: str | PathLike[str], backend: CpuBackend, dtype: torch.dtype) -> ModelWeights:
     """The weights in one directory, checked and packed."""
-    directory = Path(path)
-    return llama.load_weights(Checkpoint.open(directory), load_config(directory), backend, dtype)
+    config, checkpoint = open_model(Path(path))
+    return load_weights(checkpoint, config, backend, dtype)
 
 
 def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
@@ -183,8 +196,7 @@ def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
 
 def _open(path: str | PathLike[str], options: LoadOptions) -> _Model:
     directory = Path(path)
-    config = load_config(directory)
-    checkpoint = Checkpoint.open(directory)
+    config, checkpoint = open_model(directory)
     stored = config.dtype or STORED_DTYPES[next(iter(checkpoint.bytes_by_dtype()))]
     note = ""
     supported = [DTYPES[name] for name in DEVICE_DTYPES[options.place]]
@@ -210,6 +222,35 @@ def _open(path: str | PathLike[str], options: LoadOptions) -> _Model:
         chosen,
         note,
     )
+
+
+def _context(config: ModelConfig, wanted: int | None) -> int:
+    """Tokens of a row. A T5 has relative positions, and so no limit but the one asked for."""
+    if isinstance(config, T5Config):
+        return wanted or config.max_positions
+    return min(config.max_positions, wanted or config.max_positions)
+
+
+def _shared_decoder_start(models: Sequence[_Model]) -> int | None:
+    """The decoders' first token, None for decoder-only models; all levels read one row, so that
+    they must be of one kind and start alike."""
+    kinds = {False: "a decoder-only LLaMA", True: "an encoder-decoder T5"}
+    target = models[0]
+    is_t5 = isinstance(target.config, T5Config)
+    for draft in models[1:]:
+        if isinstance(draft.config, T5Config) != is_t5:
+            raise ConfigError(
+                f"draft {draft.name} is {kinds[not is_t5]} and target {target.name} "
+                f"{kinds[is_t5]}: use a draft of the target's kind, with its vocabulary"
+            )
+    starts = [m.config.decoder_start_id for m in models if isinstance(m.config, T5Config)]
+    for draft, start in zip(models[1:], starts[1:], strict=False):
+        if start != starts[0]:
+            raise ConfigError(
+                f"draft {draft.name} has decoder_start_token_id {start}, target {target.name} "
+                f"{starts[0]}: use a draft that starts with the target's token"
+            )
+    return starts[0] if is_t5 else None
 
 
 def _shared_vocabulary(models: Sequence[_Model]) -> int:

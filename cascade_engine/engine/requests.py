@@ -28,6 +28,8 @@ class RequestBuilder:
     vocab_size: int
     context: int
     level_names: tuple[str, ...]
+    decoder_start: int | None = None
+    """Of an encoder-decoder: the token that follows the prompt, which the encoder reads."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; raises RequestError for one that is empty or not in the
@@ -35,6 +37,14 @@ class RequestBuilder:
         token_ids = self._token_ids("prompt", prompt)
         if not token_ids:
             raise RequestError("the prompt is empty: give at least one token")
+        if self.decoder_start is not None:
+            token_ids.append(self.decoder_start)
+            if len(token_ids) >= self.context:
+                raise CapacityError(
+                    f"the encoder's input has {len(token_ids) - 1} tokens, which leaves no room "
+                    f"for an answer in a row of {self.context}, input and answer together: shorten "
+                    "it or raise max_context"
+                )
         if len(token_ids) >= self.context:
             raise CapacityError(
                 f"the prompt has {len(token_ids)} tokens, which leaves no room for an answer in a "
@@ -95,6 +105,7 @@ class RequestBuilder:
         eos_ids = () if params.ignore_eos else self.eos_ids
         stop_ids = [i for i in (*eos_ids, *params.stop_token_ids) if i < self.vocab_size]
         levels = len(self.level_names) - 1
+        source = 0 if self.decoder_start is None else len(prompt) - 1
         return Row(
             request_id=request_id,
             index=index,
@@ -103,18 +114,21 @@ class RequestBuilder:
             prompt=prompt,
             tokens=prompt,
             limit=min(len(prompt) + params.max_tokens, self.context),
-            sampler=make_sampler(params, seed, index, len(prompt), stop_ids),
+            sampler=make_sampler(params, seed, index, len(prompt), stop_ids, source),
             stops=StopChecker(
-                None if self.tokenizer is None else self.tokenizer.stream_decoder(continues=True),
+                None
+                if self.tokenizer is None
+                else self.tokenizer.stream_decoder(continues=self.decoder_start is None),
                 stop=strings,
                 stop_ids=params.stop_token_ids,
                 eos_ids=eos_ids,
                 min_tokens=params.min_tokens,
                 include_stop=params.include_stop,
             ),
-            stats=RunStats([LevelStats(name) for name in self.level_names], len(prompt)),
+            stats=RunStats([LevelStats(name) for name in self.level_names], source or len(prompt)),
             frontier=[len(prompt)] * levels,
             length=len(prompt),
+            source=source,
             allowed=(
                 None
                 if params.allowed_tokens is None

@@ -52,6 +52,8 @@ class Row:
     stats: RunStats
     frontier: list[int]
     length: int
+    source: int = 0
+    """Leading tokens of the prompt that an encoder reads; what follows is the decoder's start."""
     allowed: AllowedMasks | None = None
     prediction: torch.Tensor | None = None
     slot: int = NO_SLOT
@@ -232,7 +234,7 @@ class Row:
         return StepOutput(
             self.request_id,
             self.index,
-            self.prompt,
+            self.prompt[: self.source] if self.source else self.prompt,
             self.seed,
             self.stats,
             pieces,

@@ -84,7 +84,7 @@ class Slots:
         if self._pays_to_wait(row, found[0], common) or not self._has_room_for(row, found):
             return False
         row.slot = self._free.pop()
-        self._rows.write(row.slot, row.tokens)
+        self._rows.write(row.slot, row.tokens, row.source)
         for level, each in zip(self._levels, found, strict=True):
             self._start_from(level, row, sibling, each)
         if not row.started:

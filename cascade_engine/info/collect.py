@@ -14,8 +14,10 @@ from cascade_engine.cache import PAGE_TOKENS, pages_for
 from cascade_engine.engine.loading import DEVICE_DTYPES, DTYPES, STORED_DTYPES, LoadOptions
 from cascade_engine.errors import RequestError, VocabularyMismatch
 from cascade_engine.models.checkpoint import Checkpoint
-from cascade_engine.models.config import LlamaConfig, load_config
+from cascade_engine.models.config import ModelConfig
 from cascade_engine.models.cost import ModelCost, predicted_seconds
+from cascade_engine.models.family import model_cost, open_model
+from cascade_engine.models.t5_cost import T5Cost
 from cascade_engine.ops import CpuBackend, ceilings
 from cascade_engine.policy import expected
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
@@ -48,17 +50,17 @@ FORMULAS = (
 @dataclass(frozen=True)
 class _Model:
     name: str
-    config: LlamaConfig
+    config: ModelConfig
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
     dtype: torch.dtype
-    cost: ModelCost
+    cost: ModelCost | T5Cost
 
     @classmethod
     def open(cls, path: str, dtype: str) -> _Model:
         """Checks the headers against the configuration, and reads nothing else."""
         directory = Path(path)
-        config, checkpoint = load_config(directory), Checkpoint.open(directory)
+        config, checkpoint = open_model(directory)
         shapes = config.tensor_shapes()
         for name, source in config.tied_tensors().items():
             if name in checkpoint.entries:
@@ -68,7 +70,7 @@ class _Model:
         supported = [DTYPES[name] for name in DEVICE_DTYPES["cpu"]]
         chosen = stored if stored in supported else torch.float32
         chosen = chosen if dtype == "auto" else DTYPES[dtype]
-        cost = ModelCost(config, chosen, ceilings.packed_bytes)
+        cost = model_cost(config, chosen, ceilings.packed_bytes)
         tokenizer = Tokenizer.load(directory)
         return cls(directory.resolve().name, config, checkpoint, tokenizer, chosen, cost)
 
@@ -133,7 +135,9 @@ def _sample_bytes(model: _Model) -> int:
     return min(model.cost.weight_bytes, most)
 
 
-def _passes(cost: ModelCost, cached: int, bandwidth: float, rate: float) -> list[dict[str, Any]]:
+def _passes(
+    cost: ModelCost | T5Cost, cached: int, bandwidth: float, rate: float
+) -> list[dict[str, Any]]:
     """Passes over 1..64 tokens, and every width that the expected gain asks for."""
     passes = []
     for tokens in sorted({*WIDTHS, *range(1, MAX_DRAFT + 2), INNER_DRAFT + 1}):

@@ -1,5 +1,6 @@
 """Levels: what drafts and what reviews. Level 0 is the target, the last one is statistical."""
 
+from cascade_engine.levels.encoder_decoder import EncoderDecoderLevel
 from cascade_engine.levels.neural import NeuralLevel
 from cascade_engine.levels.rows import (
     LogprobRequest,
@@ -15,6 +16,7 @@ __all__ = [
     "MAX_NODES",
     "ROOT",
     "DraftedTree",
+    "EncoderDecoderLevel",
     "LogprobRequest",
     "NeuralLevel",
     "Proposal",

@@ -12,6 +12,8 @@ from cascade_engine.errors import CapacityError
 from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, TokenRows, Verdict
 from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
+from cascade_engine.models.family import ModelWeights
+from cascade_engine.models.llama import LlamaWeights
 from cascade_engine.ops import CpuBackend, CudaBackend
 
 PREFILL_TOKENS = 256
@@ -45,7 +47,7 @@ class NeuralLevel:
     def __init__(
         self,
         name: str,
-        weights: llama.LlamaWeights,
+        weights: ModelWeights,
         backend: CpuBackend | CudaBackend,
         rows: TokenRows,
         context: int,
@@ -76,12 +78,16 @@ class NeuralLevel:
         )
         recorder = backend.recorder()
         layers = recorder.cache_layers(self.storage.data, config.num_kv_heads, config.head_dim)
-        self._logits = llama.forward(recorder, weights, layers)
+        self._logits = self._forward(recorder, layers)
         self._recorder = recorder
         self._program = recorder.program
         self._program.bind_rows(rows.tokens.data_ptr(), capacity, num_rows)
         table = self.pages.block_table
         self._program.bind_block_tables(table.data_ptr(), table.shape[1], pages)
+
+    def _forward(self, ops: Any, layers: Any) -> Any:
+        assert isinstance(self.weights, LlamaWeights)
+        return llama.forward(ops, self.weights, layers)
 
     def prefill(self, slot: int, tokens: int) -> None:
         """Caches the row's leading `tokens` tokens, as far as they are not yet."""

@@ -17,22 +17,31 @@ class TokenRows:
     """One row of tokens per running request, in memory that native code reads and writes.
 
     `tokens` int32 `[rows, capacity]`; `draft_probs` float32 of the same shape: the probability that
-    the level which last vouched for a token gave it (1 for tokens from tables), used by lenience.
+    the level which last vouched for a token gave it (1 for tokens from tables), used by lenience;
+    `sources` int32 `[rows]`: how many tokens at a row's beginning an encoder reads.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.capacity = capacity
         self.tokens = torch.zeros((rows, capacity), dtype=torch.int32)
         self.draft_probs = torch.ones((rows, capacity), dtype=torch.float32)
+        self.sources = torch.zeros(rows, dtype=torch.int32)
         # Reading a few tokens through the tensor costs microseconds, through its memory a tenth.
         memory = (ctypes.c_int32 * self.tokens.numel()).from_address(self.tokens.data_ptr())
         self._memory = memoryview(memory).cast("B").cast("i")
         probs = (ctypes.c_float * self.tokens.numel()).from_address(self.draft_probs.data_ptr())
+        lengths = (ctypes.c_int32 * rows).from_address(self.sources.data_ptr())
+        self._source_memory = memoryview(lengths).cast("B").cast("i")
         self._probs: memoryview[float] = memoryview(probs).cast("B").cast("f")
 
-    def write(self, slot: int, token_ids: list[int]) -> None:
-        """Starts a row over with `token_ids`."""
+    def write(self, slot: int, token_ids: list[int], source: int = 0) -> None:
+        """Starts a row over with `token_ids`, of which an encoder reads the first `source`."""
+        self.sources[slot] = source
         self.tokens[slot, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.int32)
+
+    def source(self, slot: int) -> int:
+        """How many tokens at the row's beginning an encoder reads."""
+        return self._source_memory[slot]
 
     def read(self, slot: int, begin: int, end: int) -> list[int]:
         """Tokens begin..end-1 of a row."""

@@ -15,7 +15,7 @@ from cascade_engine.models.llama import LlamaWeights
 from cascade_engine.models.t5 import T5Weights
 from cascade_engine.models.t5_config import T5Config
 from cascade_engine.models.t5_cost import T5Cost
-from cascade_engine.ops import CpuBackend
+from cascade_engine.ops import CpuBackend, CudaBackend
 
 ModelWeights = LlamaWeights | T5Weights
 
@@ -42,12 +42,13 @@ def model_cost(
 def load_weights(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    backend: CpuBackend,
+    backend: CpuBackend | CudaBackend,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelWeights:
     """The weights in the backend's layout; `progress(done, total)` counts layers. Raises
     CheckpointError."""
     if isinstance(config, T5Config):
+        assert isinstance(backend, CpuBackend), "loading refuses a T5 elsewhere"
         return t5.load_weights(checkpoint, config, backend, dtype, progress)
     return llama.load_weights(checkpoint, config, backend, dtype, progress)

@@ -1,0 +1,319 @@
+"""Encoder-decoders in the engine: promise 1, ragged encoders in a batch, forks, refusals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import T5ForConditionalGeneration
+
+from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
+from cascade_engine.errors import CapacityError, ConfigError, VocabularyMismatch
+from cascade_engine.levels import EncoderDecoderLevel, Proposal, neural
+from tests.engine.test_exactness import random_params, random_policy
+from tests.models.support import random_llama, random_t5
+
+VOCAB = 150
+SHAPE: dict[str, object] = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_heads": 3,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories by name. A "near" model is the target with some noise: a draft that is often
+    right."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, version in ((0, "v1.0"), (1, "v1.1")):
+        model = random_t5(root / version, seed, **SHAPE)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(parameter.std() * 0.05 * torch.randn_like(parameter))
+        model.save_pretrained(root / f"{version} near")
+    random_t5(root / "other", 3, vocab_size=VOCAB)
+    return {path.name: path for path in root.iterdir()}
+
+
+def random_prompt(rng: random.Random, longest: int = 300) -> list[int]:
+    """Of a few tokens only, so that Max-Gram finds what it looks for."""
+    alphabet = rng.sample(range(1, VOCAB), rng.choice([2, 6, VOCAB - 1]))
+    length = rng.choice([1, 2, 15, 16, 17, rng.randint(1, longest)])
+    return [rng.choice(alphabet) for _ in range(length)]
+
+
+@dataclass(frozen=True)
+class Case:
+    target: str
+    drafts: tuple[str, ...]
+    policy: FixedCascade
+    params: list[SamplingParams]
+    prompts: list[list[int]]
+    dtype: str
+    isa: str
+    threads: int
+    prefill: int
+    padding: str | None
+
+
+def random_case(seed: int) -> Case:
+    rng = random.Random(seed)
+    target = rng.choice(["v1.0", "v1.1"])
+    count = rng.choice([0, 1, 1, 2])
+    k = [
+        [rng.choice([0, 1, 3, 8]) if j >= i else 0 for j in range(count + 1)]
+        for i in range(count + 1)
+    ]
+    k[-1][-1] = rng.choice([1, 4, 10])
+    rows = rng.choice([1, 1, 3, 8])
+    return Case(
+        target=target,
+        drafts=tuple(rng.choice([target, f"{target} near", "other"]) for _ in range(count)),
+        policy=random_policy(rng, k),
+        params=[random_params(rng) for _ in range(rows)],
+        prompts=[random_prompt(rng) for _ in range(rows)],
+        dtype=rng.choice(["float32", "bfloat16", "float32", "bfloat16", "int8"]),
+        isa=rng.choice(build_info()["cpu_supported"]),
+        threads=rng.choice([1, 2]),
+        prefill=rng.choice([3, 16, 50, 512]),
+        padding=rng.choice([None, None, None, "left"]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_cascade_equals_plain(
+    seed: int, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when a rollback reaches into the source, a companion's source is read, a distance is
+    taken by slot in a tree, or any bit depends on the batch."""
+    case = random_case(seed)
+    monkeypatch.setenv("CASCADE_CPU", case.isa)
+    plain = Engine.load(
+        models[case.target], dtype=case.dtype, policy=PlainDecoding(), threads=1, max_rows=1
+    )
+    expected = [
+        plain.generate(prompt, params)[0].token_ids
+        for prompt, params in zip(case.prompts, case.params, strict=True)
+    ]
+    monkeypatch.setattr(neural, "PREFILL_TOKENS", case.prefill)
+    engine = Engine.load(
+        models[case.target],
+        [models[name] for name in case.drafts],
+        dtype=case.dtype,
+        policy=case.policy,
+        threads=case.threads,
+        padding=case.padding,
+        prefill_tokens=case.prefill,
+        max_rows=8,
+    )
+    results = engine.generate(case.prompts, case.params)
+    assert [result.token_ids for result in results] == expected
+    engine.check_integrity()
+    assert all(level.pages.free_pages == level.pages.pages for level in engine.neural)
+
+
+def test_a_cascade_is_at_work(models: dict[str, Path]) -> None:
+    """A draft that is the target itself saves passes, and Max-Gram finds the encoder's input."""
+    params = SamplingParams(max_tokens=81, temperature=1.0, seed=5, ignore_eos=True)
+    policy = FixedCascade([[7, 0], [0, 0]])
+    engine = Engine.load(models["v1.1"], [models["v1.1"]], policy=policy)
+    assert engine.generate([5, 6, 7], params)[0].stats.target_calls == 11
+
+
+def test_max_gram_searches_the_encoders_input(models: dict[str, Path]) -> None:
+    """What follows the first token in the input is drafted behind it in the output."""
+    engine = Engine.load(models["v1.0"], policy=FixedCascade([[4]]))
+    source = list(range(1, VOCAB)) * 2  # each token is followed by the next one
+    proposed: list[list[int]] = []
+    level = engine.statistical
+    propose = level.propose
+
+    def noted(proposals: Sequence[Proposal]) -> list[int]:
+        [count], [proposal] = propose(proposals), proposals
+        last = proposal.length - 1
+        proposed.append(level._rows.read(proposal.slot, last, last + 1 + count))
+        return [count]
+
+    level.propose = noted  # type: ignore[method-assign]
+    engine.generate(source, SamplingParams(max_tokens=9, ignore_eos=True))
+    first = proposed[0][0]
+    assert proposed[0] == [(first + i - 1) % (VOCAB - 1) + 1 for i in range(5)]
+
+
+def test_prompts_that_begin_alike_share_nothing(models: dict[str, Path]) -> None:
+    """An encoder looks both ways: what it leaves for a prefix belongs to one prompt alone. Breaks
+    when a row starts from another one's cache."""
+    common = list(range(1, 60))
+    prompts = [[*common, *tail] for tail in ([70], [], [80, 81, 82], [0, 5])] + [common]
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    alone = [
+        Engine.load(models["v1.0"], policy=PlainDecoding()).generate(p, params)[0] for p in prompts
+    ]
+    engine = Engine.load(models["v1.0"], policy=PlainDecoding())
+    for prompt, expected in zip(prompts, alone, strict=True):
+        assert engine.generate(prompt, params)[0].token_ids == expected.token_ids
+    together = engine.generate(prompts, params)
+    assert [r.token_ids for r in together] == [r.token_ids for r in alone]
+
+
+def test_samples_and_forks(models: dict[str, Path]) -> None:
+    """Samples differ by their noise alone, and a fork goes on from where its parent is."""
+    prompt = random_prompt(random.Random(1))[:40] * 2
+    params = SamplingParams(max_tokens=30, temperature=1.0, seed=3, n=3, ignore_eos=True)
+    engine = Engine.load(
+        models["v1.0"], [models["v1.0 near"]], policy=FixedCascade([[3, 2], [0, 3]])
+    )
+    samples = engine.generate(prompt, params)
+    plain = Engine.load(models["v1.0"], policy=PlainDecoding(), max_rows=1)
+    expected = plain.generate(prompt, params)
+    assert [s.token_ids for s in samples] == [s.token_ids for s in expected]
+    assert len({tuple(s.token_ids) for s in samples}) == 3
+
+    one = SamplingParams(max_tokens=30, temperature=1.0, seed=3, ignore_eos=True)
+    tokens: dict[int, list[int]] = {}
+    request = engine.add_request(prompt, one)
+    for _ in range(3):
+        for out in engine.step():
+            tokens.setdefault(out.index, []).extend(out.token_ids)
+    shared = list(tokens[0])
+    assert engine.fork(request, 2) == [1, 2]
+    while engine.has_work():
+        for out in engine.step():
+            tokens.setdefault(out.index, []).extend(out.token_ids)
+        engine.check_integrity()
+    assert tokens[0] == samples[0].token_ids
+    assert len({tuple(t) for t in tokens.values()}) == 3
+    assert all(len(tokens[i]) == 30 - len(shared) for i in (1, 2))
+
+
+def test_samples_share_one_encoding(models: dict[str, Path]) -> None:
+    """One pass of each level's encoder serves all samples of a request and its forks."""
+    engine = Engine.load(
+        models["v1.0"], [models["v1.0 near"]], policy=FixedCascade([[3, 0], [0, 3]])
+    )
+    encoded: dict[str, list[int]] = {}
+    for level in engine.neural:
+        assert isinstance(level, EncoderDecoderLevel)
+        level._encoder = Counting(level._encoder, encoded.setdefault(level.name, []))
+    params = SamplingParams(max_tokens=20, temperature=1.0, seed=3, n=4, ignore_eos=True)
+    request = engine.add_request(list(range(1, 100)), params)
+    engine.step()
+    engine.step()
+    engine.fork(request, 2)
+    while engine.has_work():
+        engine.step()
+        engine.check_integrity()
+    assert [len(slots) for slots in encoded.values()] == [1, 1]
+
+
+class Counting:
+    """An encoder's program that notes which rows it runs."""
+
+    def __init__(self, program: Any, slots: list[int]) -> None:
+        self._program, self._slots = program, slots
+
+    def run(self, slots: list[int], *rest: object) -> None:
+        self._slots += slots
+        self._program.run(slots, *rest)
+
+
+def test_preempted_rows_start_over(models: dict[str, Path]) -> None:
+    """Caches too small for all rows: the tokens stay the same. Breaks when a row that lost its
+    pages goes on without its source."""
+    rng = random.Random(8)
+    prompts = [random_prompt(rng, 60) for _ in range(6)]
+    params = SamplingParams(max_tokens=60, temperature=0.8, seed=1, ignore_eos=True)
+    roomy = Engine.load(models["v1.1"], policy=PlainDecoding())
+    expected = [r.token_ids for r in roomy.generate(prompts, params)]
+    policy = FixedCascade([[4, 0], [0, 4]], tree=8)
+    small = Engine.load(
+        models["v1.1"],
+        [models["v1.1 near"]],
+        policy=policy,
+        max_context=200,
+        kv_cache_bytes=2 * 2 * 2 * 24 * 4 * 320,
+    )
+    assert [r.token_ids for r in small.generate(prompts, params)] == expected
+    assert small.stats()["requests"]["preempted"] > 0
+    small.check_integrity()
+
+
+def test_penalties_are_those_of_transformers(models: dict[str, Path]) -> None:
+    """transformers penalises what the decoder has seen, its start token included, and not the
+    encoder's input."""
+    model = T5ForConditionalGeneration.from_pretrained(models["v1.1"]).eval()
+    prompt = list(range(2, VOCAB))
+    expected = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=30,
+        do_sample=False,
+        repetition_penalty=3.0,
+        eos_token_id=None,
+    )[0, 1:].tolist()
+    engine = Engine.load(models["v1.1"], [models["v1.1 near"]], dtype="float32")
+    params = SamplingParams(max_tokens=30, repetition_penalty=3.0, ignore_eos=True)
+    assert engine.generate(prompt, params)[0].token_ids == expected
+
+
+def test_batches_of_transformers(models: dict[str, Path]) -> None:
+    """Eight ragged inputs in one batch, padded and masked there, ragged here."""
+    rng = random.Random(4)
+    for name in ("v1.0", "v1.1"):
+        model = T5ForConditionalGeneration.from_pretrained(models[name]).eval()
+        prompts = [random_prompt(rng, 100) for _ in range(8)]
+        longest = max(map(len, prompts))
+        ids = torch.tensor([p + [0] * (longest - len(p)) for p in prompts])
+        mask = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts])
+        expected = model.generate(
+            ids, attention_mask=mask, max_new_tokens=30, do_sample=False, eos_token_id=None
+        )[:, 1:].tolist()
+        near = FixedCascade([[4, 0], [0, 5]])
+        engine = Engine.load(models[name], [models[f"{name} near"]], dtype="float32", policy=near)
+        params = SamplingParams(max_tokens=30, ignore_eos=True)
+        assert [r.token_ids for r in engine.generate(prompts, params)] == expected
+
+
+def test_what_does_not_go_together_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    random_llama(tmp_path / "llama", 1, vocab_size=VOCAB)
+    words = "draft llama is a decoder-only LLaMA and target v1.0 an encoder-decoder T5: use a draft"
+    with pytest.raises(ConfigError, match=words):
+        Engine.load(models["v1.0"], [tmp_path / "llama"])
+    with pytest.raises(ConfigError, match=r"draft v1.0 is an encoder-decoder T5 and target llama"):
+        Engine.load(tmp_path / "llama", [models["v1.0"]])
+    random_t5(tmp_path / "starts", 0, vocab_size=VOCAB, decoder_start_token_id=7)
+    with pytest.raises(
+        ConfigError, match=r"draft starts has decoder_start_token_id 7, target v1.0"
+    ):
+        Engine.load(models["v1.0"], [models["other"], tmp_path / "starts"])
+    random_t5(tmp_path / "fewer", 0, vocab_size=VOCAB - 1)
+    with pytest.raises(VocabularyMismatch, match=r"target has 150 tokens and draft 149"):
+        Engine.load(models["v1.0"], [tmp_path / "fewer"])
+
+
+def test_an_input_that_does_not_fit(models: dict[str, Path]) -> None:
+    engine = Engine.load(models["v1.0"], max_context=50)
+    engine.generate([5] * 48, SamplingParams(max_tokens=5))
+    for length in (49, 80):
+        words = (
+            rf"encoder's input has {length} tokens.*in a row of 50.*shorten it or raise max_context"
+        )
+        with pytest.raises(CapacityError, match=words):
+            engine.generate([5] * length)
+    wide = Engine.load(models["v1.0"], max_context=3000, max_rows=1)
+    assert wide.neural[0].context == 3000  # relative positions: no limit but the one asked for
+    assert Engine.load(models["v1.0"], max_rows=1).neural[0].context == 1024
+    assert len(wide.generate([5] * 1500, SamplingParams(max_tokens=3, ignore_eos=True))) == 1
+    result = engine.generate([5] * 48, SamplingParams(max_tokens=5, ignore_eos=True))[0]
+    assert (result.prompt_token_ids, result.stats.prompt_tokens) == ([5] * 48, 48)
+    assert len(result.token_ids) == 1
+    assert result.finish_reason == "length"
