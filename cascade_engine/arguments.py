@@ -8,11 +8,14 @@ from pathlib import Path
 
 from cascade_engine.errors import RequestError
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import FixedCascade, PlainDecoding, Policy
+from cascade_engine.policy import PUBLISHED, FixedCascade, PlainDecoding, Policy, published
+
+FAMILIES = ("llama", "t5")
 
 EXAMPLES = """\
 examples:
   python -m cascade_engine.generate "How can I save water at home?"
+  python -m cascade_engine.generate --model-family t5 --compare
   python -m cascade_engine.generate --target DIR "Once upon a time"
   python -m cascade_engine.generate --target DIR --chat --interactive
   python -m cascade_engine.generate --sot on "How can I save water at home?"
@@ -65,6 +68,9 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         "--target", metavar="DIR", help="Hugging Face directory; default: the embedded models"
     )
     group.add_argument(
+        "--model-family", choices=FAMILIES, help="which embedded models; default: llama"
+    )
+    group.add_argument(
         "--draft", metavar="DIR", action="append", default=[], help="repeatable, large to small"
     )
     group.add_argument(
@@ -101,6 +107,11 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
         "--k-matrix",
         metavar="K",
         help='draft lengths, a row per reviewing level, such as "13,10;0,10" (increments)',
+    )
+    group.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"a published matrix and lenience: {', '.join(PUBLISHED)}",
     )
     group.add_argument(
         "--lenience", type=float, metavar="L", help="between drafting levels, >= 1 (default 1)"
@@ -177,7 +188,7 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
     """The policy asked for, `default` being the matrix when none is given; raises RequestError for
     options that exclude each other."""
     if args.plain:
-        for name in ("k_matrix", "lenience", "tree", "siblings"):
+        for name in ("preset", "k_matrix", "lenience", "tree", "siblings"):
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
                 raise RequestError(f"--plain does not speculate: leave --{option} out")
@@ -186,6 +197,12 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
         return PlainDecoding()
     lenience = 1.0 if args.lenience is None else args.lenience
     tree, siblings = _tree(args.tree), args.siblings or 0
+    if args.preset is not None:
+        for name, given in (("--k-matrix", args.k_matrix), ("--lenience", args.lenience)):
+            if given is not None:
+                raise RequestError(f"--preset sets matrix and lenience: leave {name} out")
+        setting = published(args.preset)
+        return FixedCascade(setting.k_matrix, setting.lenience, tree, siblings)
     if args.k_matrix is not None:
         return FixedCascade.parse(args.k_matrix, lenience, tree, siblings)
     return FixedCascade(default, lenience, tree, siblings)

@@ -13,7 +13,7 @@ from pathlib import Path
 from cascade_engine.arguments import kv_cache_bytes, parser, policy, sampling_params
 from cascade_engine.chat import Message
 from cascade_engine.console import LoadProgress, colour_of, paint, say, summary
-from cascade_engine.demo.family import EXAMPLE_QUESTION, Family, llama_family
+from cascade_engine.demo.family import EXAMPLE_QUESTION, Family, family
 from cascade_engine.demo.formats import question_prompt
 from cascade_engine.engine import Engine, Generation, Piece
 from cascade_engine.errors import CascadeError, RequestError
@@ -68,12 +68,14 @@ def _run(args: argparse.Namespace) -> int:
 def _family(args: argparse.Namespace) -> Family | None:
     """The embedded models, where no others are named."""
     if args.target is not None or args.endpoint is not None:
+        if args.model_family is not None:
+            raise RequestError("--model-family names embedded models: leave it or --target out")
         return None
     for option in ("draft", "chat", "chat_format", "system"):
         if getattr(args, option):
             name = option.replace("_", "-")
             raise RequestError(f"--{name} needs --target: the embedded models have their own")
-    return llama_family()
+    return family(args.model_family or "llama")
 
 
 def _prompt(args: argparse.Namespace, family: Family | None) -> str:

@@ -20,14 +20,30 @@ class Family:
     """For `drafts` and the statistical level."""
 
 
+def family(name: str) -> Family:
+    """The embedded models called "llama" or "t5". Raises FileNotFoundError where a package lacks
+    them."""
+    return {"llama": llama_family, "t5": t5_family}[name]()
+
+
+def t5_family() -> Family:
+    """The T5 pair of the package; the table is the LLaMA family's, whose token ids it shares."""
+    target, drafts = _existing("t5-target"), (_existing("t5-draft"),)
+    return Family(target, drafts, FOLDER / "ngrams.safetensors", ((4, 0), (0, 8)))
+
+
 def llama_family() -> Family:
     """The LLaMA family of the package. Raises FileNotFoundError where a package lacks it."""
-    target = FOLDER / "llama-target"
-    if not (target / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"{target} holds no model: this package was built without the embedded models; give "
-            "--target DIR"
-        )
+    target = _existing("llama-target")
     # The best of the settings that `python -m cascade_engine.demo.evaluate` compares.
     drafts, table = (FOLDER / "llama-small",), FOLDER / "ngrams.safetensors"
     return Family(target, drafts, table, ((6, 0), (0, 8)))
+
+
+def _existing(name: str) -> Path:
+    folder = FOLDER / name
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model: this package was built without it; give --target DIR"
+        )
+    return folder

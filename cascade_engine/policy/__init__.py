@@ -3,5 +3,16 @@
 from cascade_engine.policy.base import Action, Draft, Policy, Review, RowState
 from cascade_engine.policy.fixed import FixedCascade
 from cascade_engine.policy.plain import PlainDecoding
+from cascade_engine.policy.published import PUBLISHED, published
 
-__all__ = ["Action", "Draft", "FixedCascade", "PlainDecoding", "Policy", "Review", "RowState"]
+__all__ = [
+    "PUBLISHED",
+    "Action",
+    "Draft",
+    "FixedCascade",
+    "PlainDecoding",
+    "Policy",
+    "Review",
+    "RowState",
+    "published",
+]
