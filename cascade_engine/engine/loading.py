@@ -114,11 +114,11 @@ def load_levels(
     progress: Progress | None,
 ) -> Loaded:
     """Opens and checks everything before any weight is packed, then loads the levels."""
+    backend = make_backend(options)
     models = [_open(path, options) for path in (target, *drafts)]
     decoder_start = _shared_decoder_start(models)
     if decoder_start is not None and options.place != "cpu":
         raise RequestError(f"T5 models run on device 'cpu' alone so far, got {options.device!r}")
-    backend = make_backend(options)
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
     ngrams = _ngram_table(table, tokenizer, vocab_size)

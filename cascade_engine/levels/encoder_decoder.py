@@ -45,7 +45,8 @@ class EncoderDecoderLevel(NeuralLevel):
         )
         self._encoded = t5.encode(self._encoder_recorder, weights, list(layers))
         self._encoder = self._encoder_recorder.program
-        for program in (self._encoder, self._program):
+        programs: tuple[Any, ...] = (self._encoder, self._program)
+        for program in programs:
             program.bind_sources(rows.sources.data_ptr())
         num_rows, capacity = rows.tokens.shape
         self._encoder.bind_rows(rows.tokens.data_ptr(), capacity, num_rows)
@@ -92,7 +93,7 @@ class EncoderDecoderLevel(NeuralLevel):
         for slot, count in zip(slots, counts, strict=True):
             self.pages.reserve(slot, count, self.storage.copy_page)
         nothing = [0] * len(slots)
-        self._encoder.run(slots, nothing, counts, nothing, self._left_padded)
+        self._encoder.run(slots, nothing, counts, nothing, self.left_padded)
         for slot, count in zip(slots, counts, strict=True):
             self.pages.length[slot] = count
 
