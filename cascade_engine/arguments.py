@@ -53,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
         "--chat-format", metavar="NAME", help="llama-2, vicuna or plain; default: the target's own"
     )
     chat.add_argument("--interactive", action="store_true", help="a conversation, line by line")
+    chat.add_argument(
+        "--learn-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of its answers, kept to draft later ones from; needs --tree; default: none",
+    )
     _add_sot(p.add_argument_group("skeleton-of-thought"))
     output = p.add_argument_group("output")
     output.add_argument(

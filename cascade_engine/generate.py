@@ -106,6 +106,10 @@ def _load(args: argparse.Namespace, family: Family | None, params: SamplingParam
     levels = len(drafts) + 1
     matrix = FixedCascade.default(levels).k_matrix if family is None else family.k_matrix
     chosen = policy(args, matrix)
+    if args.learn_tokens and not (args.interactive and args.tree):
+        raise RequestError(
+            "--learn-tokens serves the trees of later answers: give --interactive and --tree too"
+        )
     progress = LoadProgress(sys.stderr)
     engine = Engine.load(
         target,
@@ -118,6 +122,7 @@ def _load(args: argparse.Namespace, family: Family | None, params: SamplingParam
         max_context=args.max_context,
         kv_cache_bytes=kv_cache_bytes(args),
         reuse_cache=params.n > 1 or args.interactive,
+        learn_tokens=args.learn_tokens,
         progress=None if args.quiet else progress,
     )
     if not args.quiet:
@@ -158,6 +163,7 @@ def _converse(
             return 0
         if text.strip() == "/clear":
             history.clear()
+            engine.clear_learned()
         elif text.strip():
             prompt = _encoded(engine, args, family, history, text)
             result = _decode(engine, prompt, params)[0]

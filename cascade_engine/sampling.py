@@ -58,25 +58,34 @@ class AllowedMasks:
 
     def along(
         self, tokens: list[int], drafted: Sequence[int], parents: Sequence[int]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, dict[int, Exception]]:
         """Masks for what follows `tokens` and for what follows each drafted token, `[len(drafted)
-        + 1, words]`. Drafted token j stands behind token `parents[j]` < j, or behind `tokens` (-1).
+        + 1, words]`, and what was raised instead of an answer, by drafted token (-1: `tokens`).
+        Drafted token j stands behind token `parents[j]` < j, or behind `tokens` (-1).
 
         A review does not go past a draft that is not allowed; what lies behind it is not asked for
-        and stays all-allowed."""
+        and stays all-allowed, like what lies behind a token without an answer."""
         masks = torch.full((len(drafted) + 1, self._words), -1, dtype=torch.int32)
-        prefixes: list[list[int] | None] = [tokens]
-        answers = [self._next(tokens)]
-        for token, parent in zip(drafted, parents, strict=True):
-            before, allowed = prefixes[parent + 1], answers[parent + 1]
-            reached = before is not None and (allowed is None or bool(allowed[token]))
-            prefixes.append([*before, token] if before is not None and reached else None)
-            prefix = prefixes[-1]
-            answers.append(None if prefix is None else self._next(prefix))
-        for i, answer in enumerate(answers):
+        errors: dict[int, Exception] = {}
+        prefixes: list[list[int] | None] = []
+        answers: list[torch.Tensor | None] = []
+        for i, (token, parent) in enumerate(zip((-1, *drafted), (-1, *parents), strict=True)):
+            prefix: list[int] | None = tokens
+            if i > 0:
+                before, allowed = prefixes[parent + 1], answers[parent + 1]
+                reached = before is not None and (allowed is None or bool(allowed[token]))
+                prefix = [*before, token] if before is not None and reached else None
+            answer = None
+            try:
+                answer = None if prefix is None else self._next(prefix)
+            except Exception as error:
+                errors[i - 1] = error
+                prefix = None
+            prefixes.append(prefix)
+            answers.append(answer)
             if answer is not None:
                 masks[i] = self._packed(answer)
-        return masks
+        return masks, errors
 
     def _next(self, prefix: list[int]) -> torch.Tensor | None:
         """Boolean `[vocab]`, or None for no restriction."""

@@ -6,15 +6,17 @@ import asyncio
 import functools
 import queue
 import threading
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from cascade_engine.engine import Engine, Generation, Piece, StepOutput
+from cascade_engine.async_stream import AsyncStream, call, resolve
+from cascade_engine.engine import Engine, Generation
 from cascade_engine.engine.requests import Prompt
 from cascade_engine.errors import CapacityError, DecodingError, RequestError
 from cascade_engine.params import SamplingParams
 
 Command = Callable[[], None]
+Answer = TypeVar("Answer")
 
 
 class AsyncEngine:
@@ -58,7 +60,7 @@ class AsyncEngine:
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError(f"a stream has one sample, got n={params.n}")
-        return AsyncStream(self, prompt, params, wait)
+        return AsyncStream(prompt, params, wait, send=self._open, forget=self._forget)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, wait: bool = False
@@ -71,15 +73,15 @@ class AsyncEngine:
 
     async def stats(self) -> dict[str, Any]:
         """`Engine.stats`, and how many requests are unfinished."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[dict[str, Any]] = loop.create_future()
+        return await self._ask(lambda: {**self._engine.stats(), "pending": self._pending})
 
-        def answer() -> None:
-            stats = {**self._engine.stats(), "pending": self._pending}
-            loop.call_soon_threadsafe(_resolve, future, stats)
+    async def reset_stats(self) -> None:
+        """`Engine.reset_stats`."""
+        await self._ask(self._engine.reset_stats)
 
-        self._submit(answer)
-        return await future
+    async def clear_learned(self) -> None:
+        """`Engine.clear_learned`."""
+        await self._ask(self._engine.clear_learned)
 
     async def shutdown(self, drain: bool = True) -> None:
         """Takes no more requests, finishes those there are (or with `drain=False` aborts them),
@@ -118,13 +120,22 @@ class AsyncEngine:
                 self._vacancies.append((loop, vacancy))
             await vacancy
 
-    # In the engine thread
+    async def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """The answer that the engine thread finds between two steps."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
 
-    def _submit(self, command: Command) -> None:
+        def answer() -> None:
+            found = question()
+            call(loop, lambda: resolve(future, found))
+
         with self._lock:
             if self._closing:
                 raise RequestError("the engine is shutting down and takes no more requests")
-            self._commands.put(command)
+            self._commands.put(answer)
+        return await future
+
+    # In the engine thread
 
     def _run(self) -> None:
         while True:
@@ -194,119 +205,4 @@ class AsyncEngine:
             self._pending -= 1
             vacancies, self._vacancies = self._vacancies, []
         for loop, vacancy in vacancies:
-            _call(loop, functools.partial(_resolve, vacancy, None))
-
-
-class AsyncStream:
-    """The tokens of one request, for one consumer: `async for piece in stream`.
-
-    Awaiting it sends the request, if it has not been sent, and gives the stream. The request is
-    aborted when the consumer goes away: on `aclose`, at the end of `async with`, or when the task
-    that waits for the next token is cancelled.
-    """
-
-    def __init__(
-        self, owner: AsyncEngine, prompt: Prompt, params: SamplingParams, wait: bool
-    ) -> None:
-        self.prompt = prompt
-        self.params = params
-        self.wait = wait
-        self.request_id = ""
-        self.started: asyncio.Future[None]
-        self._owner = owner
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """Of the consumer, once the request is sent."""
-        self._queue: asyncio.Queue[StepOutput | Exception | None] = asyncio.Queue()
-        self._pieces: list[Piece] = []
-        self._out: StepOutput | None = None
-        self._ended = False
-
-    def __await__(self) -> Generator[Any, None, AsyncStream]:
-        return self._send().__await__()
-
-    async def _send(self) -> AsyncStream:
-        if self._loop is None and not self._ended:
-            self._loop = asyncio.get_running_loop()
-            self.started = self._loop.create_future()
-            try:
-                await self._owner._open(self)
-            except BaseException:
-                self.abandon()
-                raise
-        return self
-
-    def __aiter__(self) -> AsyncStream:
-        return self
-
-    async def __anext__(self) -> Piece:
-        await self._send()
-        while not self._pieces:
-            if self._ended:
-                raise StopAsyncIteration
-            try:
-                item = await self._queue.get()
-            except asyncio.CancelledError:
-                self.abandon()
-                raise
-            if item is None or isinstance(item, Exception):
-                self._ended = True
-                if item is not None:
-                    raise item
-            else:
-                self._out = item if self._out is None else self._out.followed_by(item)
-                self._pieces = item.pieces[::-1]
-        return self._pieces.pop()
-
-    async def __aenter__(self) -> AsyncStream:
-        return await self._send()
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Aborts the request if it has not ended."""
-        self.abandon()
-
-    def abandon(self) -> None:
-        """As `aclose`, from a plain function of the event loop."""
-        if not self._ended:
-            self._ended = True
-            self._pieces = []
-            self._owner._forget(self)
-
-    def result(self) -> Generation:
-        """What was produced so far. Raises RequestError before the first token."""
-        if self._out is None:
-            raise RequestError("the request has produced nothing yet")
-        return Generation.of(self._out)
-
-    # Called in the engine thread
-
-    def start(self) -> None:
-        _call(self._loop, lambda: _resolve(self.started, None))
-
-    def fail_to_start(self, error: Exception) -> None:
-        self._ended = True
-        _call(self._loop, functools.partial(_reject, self.started, error))
-
-    def deliver(self, out: StepOutput) -> None:
-        _call(self._loop, lambda: self._queue.put_nowait(out))
-
-    def end(self, error: Exception | None) -> None:
-        _call(self._loop, lambda: self._queue.put_nowait(error))
-
-
-def _resolve(future: asyncio.Future[Any], value: object) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _reject(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _call(loop: asyncio.AbstractEventLoop | None, function: Callable[[], object]) -> None:
-    """In the loop's thread; a loop that has been closed has nobody waiting."""
-    if loop is not None and not loop.is_closed():
-        loop.call_soon_threadsafe(function)
+            call(loop, functools.partial(resolve, vacancy, None))

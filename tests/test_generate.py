@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from cascade_engine.engine import Engine
 from cascade_engine.generate import main
+from cascade_engine.tables.shipped import FOLDER
 from tests.data import data_path
 
+LLAMA_TABLE = FOLDER / "llama2.safetensors"
 PROMPT = "Once upon a time, there was a little girl named Lily."
 
 
@@ -51,7 +55,10 @@ def test_compare_reports_identity_and_speed(tmp_path: Path) -> None:
     assert found["new_tokens"] == 40
     assert found["tokens_per_target_call"] == pytest.approx(40 / found["target_calls"])
     assert [level["name"] for level in found["levels"]] == ["stories260k", "llama2xs", "max-gram"]
-    assert set(found["levels"][0]) == {"name", "calls", "drafted", "accepted", "seconds"}
+    by_position = {"reviewed_by_position", "accepted_by_position"}
+    level = found["levels"][0]
+    assert set(level) == {"name", "calls", "drafted", "accepted", "seconds", *by_position}
+    assert sum(found["tokens_per_pass"]) == found["target_calls"]
 
 
 def test_on_a_terminal_tokens_are_coloured_by_level() -> None:
@@ -114,6 +121,14 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
         ),
         (["--chat-format", "morse", "--chat", "x"], "llama-2"),
         (["--prompt-file", "/no/such/file"], "No such file"),
+        (["--table", "/no/such/table", "x"], "/no/such/table"),
+        (["--table", str(LLAMA_TABLE), "x"], "was built for another tokenizer"),
+        (["--learn-tokens", "100", "--tree", "8", "x"], "give --interactive and --tree too"),
+        (["--learn-tokens", "100", "--interactive"], "give --interactive and --tree too"),
+        (
+            ["--learn-tokens", "9", "--interactive", "--tree", "8"],
+            "learn_tokens must be 0 (off) or an integer in 64",
+        ),
     ],
 )
 def test_errors_are_one_line_with_the_way_out(
@@ -129,16 +144,36 @@ def test_errors_are_one_line_with_the_way_out(
     assert not shown.out.strip()
 
 
-def test_a_conversation_line_by_line() -> None:
+@pytest.mark.parametrize("learning", [(), ("--learn-tokens", 500, "--tree", 16)])
+def test_a_conversation_line_by_line(learning: tuple[object, ...]) -> None:
     done = run(
         *("--target", data_path("stories260k"), "--interactive", "--chat-format", "plain"),
-        *("--max-new-tokens", 10, "--quiet"),
+        *("--max-new-tokens", 10, "--quiet", "--table", "none", *learning),
         stdin="Hello\nOnce upon a time\n/clear\nHello\n",
     )
     assert done.returncode == 0, done.stderr
     answers = [line for line in done.stdout.splitlines() if line]
     assert len(answers) >= 3
     assert answers[0] == answers[-1]
+
+
+def test_clear_forgets_what_was_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[int] = []
+    clear = Engine.clear_learned
+
+    def watched(engine: Engine) -> None:
+        learned.append(engine.statistical.learned)
+        clear(engine)
+        learned.append(engine.statistical.learned)
+
+    monkeypatch.setattr(Engine, "clear_learned", watched)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/clear\nHello\n"))
+    arguments = ["--target", str(data_path("stories260k")), "--interactive", "--quiet"]
+    arguments += ["--chat-format", "plain", "--max-new-tokens", "10", "--tree", "16"]
+    assert main([*arguments, "--learn-tokens", "500"]) == 0
+    assert len(learned) == 2
+    assert learned[0] > 10
+    assert learned[1] == 0
 
 
 def test_several_samples_and_logprobs() -> None:

@@ -34,7 +34,9 @@ def test_each_draft_has_the_mask_of_its_own_prefix(seed: int) -> None:
     parents = [rng.randrange(-1, j) for j in range(len(drafted))]
     if seed % 3 == 0:
         parents = list(range(-1, len(drafted) - 1))
-    masks = AllowedMasks(allowed, VOCAB).along(row, drafted, parents).tolist()
+    found, errors = AllowedMasks(allowed, VOCAB).along(row, drafted, parents)
+    masks = found.tolist()
+    assert not errors
     questions, asked = asked, []
     expected: list[tuple[int, ...]] = []
     prefixes: list[tuple[int, ...] | None] = [tuple(row)]

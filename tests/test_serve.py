@@ -120,6 +120,25 @@ def test_a_stream_is_sent_once_and_only_when_it_is_asked_for() -> None:
     run(body)
 
 
+def test_counters_start_over_between_two_steps() -> None:
+    async def body(engine: AsyncEngine) -> None:
+        await engine.generate(PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
+        assert (await engine.stats())["new_tokens"] == 5
+        stream = await engine.stream(PROMPT, LONG)
+        await anext(stream)
+        await engine.reset_stats()
+        stats = await engine.stats()
+        assert stats["requests"]["added"] == 0
+        assert stats["pending"] == 1
+        await stream.aclose()
+        served.append(engine)
+
+    served: list[AsyncEngine] = []
+    run(body)
+    with pytest.raises(RequestError, match="takes no more requests"):
+        asyncio.run(served[0].reset_stats())
+
+
 def test_errors_reach_their_own_request_alone() -> None:
     async def body(engine: AsyncEngine) -> None:
         def broken(prefix: object) -> list[int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from cascade_engine.cache import PAGE_TOKENS, pages_for
+from cascade_engine.engine.drafting import Drafting
 from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.slots import Slots
@@ -14,12 +15,12 @@ from cascade_engine.engine.stats import EngineStats
 from cascade_engine.errors import DecodingError
 from cascade_engine.levels import (
     NeuralLevel,
-    Proposal,
     ReviewItem,
     StatisticalLevel,
     TokenRows,
     TokenTree,
     Verdict,
+    cut,
 )
 from cascade_engine.policy import Draft, Policy, Review
 
@@ -42,16 +43,20 @@ class Cycle:
         self.slots = Slots(neural, tokens, reuse_cache)
         self.stats = EngineStats([*(level.name for level in neural), statistical.name])
         self._neural = neural
-        self._statistical = statistical
+        self._drafting = Drafting(statistical, len(neural), tokens, self.stats)
         self._tokens = tokens
         self._prefill_tokens = prefill_tokens
         self._contexts = [level.context for level in neural]
+        self._error: DecodingError | None = None
+        """What a step raises when the rows that can go on have emitted."""
+        self._kept: list[StepOutput] = []
+        """Outputs of a step that raised."""
 
     def rows(self) -> list[Row]:
         return [*self.waiting, *self.slots.running]
 
     def has_work(self) -> bool:
-        return bool(self.waiting or self.slots.running)
+        return bool(self.waiting or self.slots.running or self._kept)
 
     def enqueue(self, rows: Sequence[Row]) -> None:
         self.waiting.extend(rows)
@@ -65,9 +70,9 @@ class Cycle:
             if row.slot == NO_SLOT:
                 self.waiting.remove(row)
             else:
-                if row.counted:
-                    self._statistical.release(row.slot)
+                self._drafting.forget(row)
                 self.slots.release(row)
+        self._kept = [out for out in self._kept if out.request_id != request_id]
         self.stats.requests["aborted"] += len(dropped)
         return bool(dropped)
 
@@ -88,10 +93,18 @@ class Cycle:
         self.slots.check_integrity()
 
     def step(self, policy: Policy) -> list[StepOutput]:
-        """Every running row drafts as the policy says and is reviewed once by the target."""
+        """Every running row drafts as the policy says and is reviewed once by the target.
+
+        Raises DecodingError when requests had to be dropped; what the others emitted is delivered
+        by the next step."""
         begin = time.perf_counter()
         try:
-            return self._step(policy)
+            self._kept += self._step(policy)
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            outputs, self._kept = self._kept, []
+            return outputs
         finally:
             self.stats.steps += 1
             self.stats.step_seconds += time.perf_counter() - begin
@@ -108,7 +121,7 @@ class Cycle:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]
             drafts = [(row, action) for row, action in actions if isinstance(action, Draft)]
             if drafts:
-                self._draft(drafts)
+                self._drafting.draft(drafts)
                 continue
             reviews = [(row, action) for row, action in actions if isinstance(action, Review)]
             level = max(action.level for _, action in reviews)
@@ -153,48 +166,6 @@ class Cycle:
             [row for row in first if row.slot != NO_SLOT],
         )
 
-    def _draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
-        begin = time.perf_counter()
-        chains = [(row, action) for row, action in drafts if not action.nodes]
-        counts = []
-        if chains:
-            counts = self._statistical.propose(
-                [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in chains]
-            )
-        level = len(self._neural)
-        for (row, _), count in zip(chains, counts, strict=True):
-            row.append_draft(level, count)
-        self._draft_trees([(row, action) for row, action in drafts if action.nodes])
-        seconds = time.perf_counter() - begin
-        self.stats.count_pass(level, len(drafts), seconds)
-        for row, _ in drafts:
-            row.stats.levels[level].count_call(seconds / len(drafts))
-
-    def _draft_trees(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
-        """Branches behind each row's end and, beside what was drafted, behind its final tokens."""
-        for row, _ in drafts:
-            self._count(row)
-        ends = [(row, row.length, a.nodes) for row, a in drafts]
-        finals = [(row, row.final, a.nodes) for row, a in drafts if row.length > row.final]
-        for roots in (ends, finals):
-            if not roots:
-                continue
-            trees = self._statistical.propose_trees(
-                [Proposal(row.slot, root, nodes, row.prediction) for row, root, nodes in roots]
-            )
-            for (row, root, _), tree in zip(roots, trees, strict=True):
-                row.append_branches(len(self._neural), self._tokens, root, tree)
-
-    def _count(self, row: Row) -> None:
-        """The statistical level knows the row's final tokens; rows without trees spare this."""
-        if row.counted == 0:
-            tokens = self._tokens.read(row.slot, 0, row.final)
-            self._statistical.begin(row.slot, tokens, len(row.prompt))
-        elif row.counted < row.final:
-            tokens = self._tokens.read(row.slot, row.counted, row.final)
-            self._statistical.extend(row.slot, tokens)
-        row.counted = row.final
-
     def _review(
         self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]
     ) -> list[Row]:
@@ -210,32 +181,60 @@ class Cycle:
             verdicts = self._neural[level].review(items, lenience)
         except ValueError as error:
             if level == 0:
-                raise self._failed(rows, f"{self._neural[0].name}: {error}") from error
+                return self._review_alone(rows, error)
             self._retire(level, rows)
             return rows
         for row, item, verdict in zip(rows, items, verdicts, strict=True):
-            if level == 0:
-                self._count_review(row, item, verdict)
-            row.settle(level, verdict, item.tree)
-            row.logprobs = verdict.logprobs
-            if item.siblings:
-                row.add_siblings(level, verdict, self._tokens)
-            for i, each in enumerate(self._neural):
-                known = row.length - 1 if i == level else item.frontier + verdict.num_unmoved
-                each.truncate(row.slot, min(known, row.length - 1))
+            self._settle(level, row, item, verdict)
         seconds = time.perf_counter() - begin
         self.stats.count_pass(level, len(rows), seconds)
         for row in rows:
             row.stats.levels[level].count_call(seconds / len(rows))
         return rows
 
+    def _settle(self, level: int, row: Row, item: ReviewItem, verdict: Verdict) -> None:
+        """Takes over what a review decided for a row."""
+        if item.unanswered:
+            verdict = cut(item, verdict, self._tokens)
+        if level == 0:
+            self._count_review(row, item, verdict)
+        row.settle(level, verdict, item.tree)
+        row.logprobs = verdict.logprobs
+        if item.siblings:
+            row.add_siblings(level, verdict, self._tokens)
+        for i, each in enumerate(self._neural):
+            known = row.length - 1 if i == level else item.frontier + verdict.num_unmoved
+            each.truncate(row.slot, min(known, row.length - 1))
+
+    def _review_alone(self, rows: Sequence[Row], error: Exception) -> list[Row]:
+        """After a pass of the target that failed: the rows one by one and without their drafts, so
+        that a request fails only where plain decoding does, and no other with it."""
+        failed: list[Row] = []
+        for row in rows:
+            row.roll_back()
+            for each in self._neural:
+                each.truncate(row.slot, row.length - 1)
+            item = self._review_item(row, 0, None, 0)
+            try:
+                (verdict,) = self._neural[0].review([item], 1.0)
+            except ValueError as own:
+                failed.append(row)
+                error = own
+            else:
+                self._settle(0, row, item, verdict)
+        if failed:
+            self._error = self._failed(failed, f"{self._neural[0].name}: {error}")
+        return [row for row in rows if row.slot != NO_SLOT]
+
     def _count_review(self, row: Row, item: ReviewItem, verdict: Verdict) -> None:
+        accepted = verdict.num_accepted
+        sources: Sequence[int] = row.sources[row.final - len(row.prompt) :]
+        positions: Sequence[int] = range(len(sources))
+        kept: Container[int] = range(accepted)
         if item.tree is not None:
-            tree, kept = item.tree, set(verdict.path)
-            self.stats.count_review(tree.sources, tree.depths, kept, verdict.num_accepted)
-        else:
-            sources, accepted = row.sources[row.final - len(row.prompt) :], verdict.num_accepted
-            self.stats.count_review(sources, range(len(sources)), range(accepted), accepted)
+            sources, positions, kept = item.tree.sources, item.tree.depths, set(verdict.path)
+        for reviews in (self.stats.reviews, row.stats.reviews):
+            reviews.add(sources, positions, kept, accepted)
 
     def _review_items(self, level: int, reviews: Sequence[tuple[Row, Review]]) -> list[ReviewItem]:
         """The rows' drafts as chains or trees. Branches never cost another row its pages: they fit
@@ -292,9 +291,7 @@ class Cycle:
         out = row.emit(self._tokens.read(row.slot, row.final, row.length))
         self.stats.new_tokens += len(out.pieces)
         if out.finish_reason is not None:
-            if row.counted:
-                self._count(row)
-                self._statistical.finish(row.slot)
+            self._drafting.finish(row)
             self.slots.release(row)
             self.stats.requests["finished"] += 1
         return out

@@ -10,7 +10,7 @@ from typing import Any
 from cascade_engine.chat import ChatFormat, Message
 from cascade_engine.engine.cycle import Cycle
 from cascade_engine.engine.loading import Loaded, LoadOptions, load_levels
-from cascade_engine.engine.requests import Prompt, RequestBuilder
+from cascade_engine.engine.requests import Prompt, RequestBuilder, batch_of
 from cascade_engine.engine.results import Batching, Capacity, Generation, StepOutput
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stream import Stream
@@ -69,6 +69,7 @@ class Engine:
         reuse_cache: bool = True,
         prefill_tokens: int = 512,
         padding: str | None = None,
+        learn_tokens: int = 0,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
         """Loads a target, its drafts (large to small) and an n-gram table.
@@ -83,12 +84,14 @@ class Engine:
         prompt that begins like an earlier one starts from what is cached. A step feeds at most
         `prefill_tokens` prompt tokens beside the running rows. `padding` "left" runs passes as
         dense left-padded batches instead of ragged ones, for comparison.
-        `progress(model, done, total)` is called as layers are loaded.
+        `learn_tokens` > 0 keeps so many tokens of complete answers, the latest ones, for trees of
+        later requests: they come sooner and are the same, but how soon tells what was said before
+        (`clear_learned`). `progress(model, done, total)` is called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """
         options = LoadOptions(
-            device, dtype, threads, max_rows, max_context, kv_cache_bytes, padding
+            device, dtype, threads, max_rows, max_context, kv_cache_bytes, padding, learn_tokens
         )
         loaded = load_levels(target, drafts, tables, options, progress)
         return cls(loaded, policy, reuse_cache, prefill_tokens)
@@ -166,19 +169,11 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """Counters since loading or `reset_stats`, and what is held at this moment."""
-        pages = [level.pages for level in self.neural]
         return {
             **self._cycle.stats.snapshot(),
             "waiting": len(self._cycle.waiting),
             "running": len(self._cycle.slots.running),
-            "pages": {
-                level.name: {
-                    "used": table.pages - table.available_pages,
-                    "cached": table.cached_pages,
-                    "total": table.pages,
-                }
-                for level, table in zip(self.neural, pages, strict=True)
-            },
+            "pages": self._cycle.slots.occupancy(),
         }
 
     def capacity(self) -> Capacity:
@@ -219,13 +214,8 @@ class Engine:
         One set of parameters serves all prompts, or give one for each. Other requests in the
         engine go on meanwhile; the next `step` delivers what they produced.
         """
-        batch = _as_batch(prompts)
-        if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(batch)
-        if len(params) != len(batch):
-            raise RequestError(f"{len(batch)} prompts, but {len(params)} sets of parameters")
         rows: list[Row] = []
-        for prompt, each in zip(batch, params, strict=True):
+        for prompt, each in batch_of(prompts, params):
             rows += self._new_rows(prompt, each, self._fresh_id())
         self._cycle.enqueue(rows)
         outputs = {(row.request_id, row.index): row.output([]) for row in rows}
@@ -292,6 +282,10 @@ class Engine:
         """Forgets the caches that finished requests left for later ones."""
         self._cycle.slots.clear()
 
+    def clear_learned(self) -> None:
+        """Forgets what was learnt from complete answers."""
+        self.statistical.clear_learned()
+
     def check_integrity(self) -> None:
         """Raises AssertionError unless rows, frontiers and every level's pages agree. For tests."""
         self._cycle.check_integrity()
@@ -323,8 +317,3 @@ class Engine:
         self.abort(row.request_id)
         return row.stops.finish().text
 
-
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]

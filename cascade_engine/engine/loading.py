@@ -30,6 +30,8 @@ DTYPES = {
 }
 DEVICE_DTYPES = {"cpu": ("float32", "bfloat16", "int8"), "cuda": ("bfloat16", "float16")}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+LEARN_TOKENS = (64, 2**24)
+"""Fewest and most tokens that the statistical level keeps of complete answers, if any."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,6 +46,7 @@ class LoadOptions:
     max_context: int | None = None
     kv_cache_bytes: int | None = None
     padding: str | None = None
+    learn_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", *DEVICE_DTYPES):
@@ -60,6 +63,12 @@ class LoadOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
+        learnt = self.learn_tokens
+        least, most = LEARN_TOKENS
+        if not isinstance(learnt, int) or (learnt != 0 and not least <= learnt <= most):
+            raise RequestError(
+                f"learn_tokens must be 0 (off) or an integer in {least}..{most}, got {learnt!r}"
+            )
 
     @property
     def place(self) -> str:
@@ -141,7 +150,7 @@ def load_levels(
     cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
     return Loaded(
         neural,
-        StatisticalLevel(backend, rows, ngrams),
+        StatisticalLevel(backend, rows, ngrams, options.learn_tokens),
         rows,
         tokenizer,
         models[0].config.eos_ids,
@@ -172,8 +181,9 @@ def _level(
 def _ngram_table(
     table: str | PathLike[str] | None, tokenizer: Tokenizer | None, vocab_size: int
 ) -> NgramTable | None:
-    """The table asked for; the tokenizer's prebuilt one for None, and none for "none"."""
-    path = prebuilt_for(tokenizer) if table is None else table
+    """The table asked for; for None the tokenizer's prebuilt one, if the models know all of its
+    tokens; none for "none"."""
+    path = prebuilt_for(tokenizer, vocab_size) if table is None else table
     return None if path is None or path == "none" else load_table(path, tokenizer, vocab_size)
 
 

@@ -153,3 +153,18 @@ class RequestBuilder:
                     f"{what}[{i}] must be a token id in 0..{self.vocab_size - 1}, got {token}"
                 )
         return token_ids
+
+
+def batch_of(
+    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[tuple[Prompt, SamplingParams]]:
+    """Each prompt with its parameters. Raises RequestError where they differ in number."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        batch: list[Prompt] = [prompts]  # type: ignore[list-item]
+    else:
+        batch = list(prompts)  # type: ignore[arg-type]
+    if params is None or isinstance(params, SamplingParams):
+        params = [params or SamplingParams()] * len(batch)
+    if len(params) != len(batch):
+        raise RequestError(f"{len(batch)} prompts, but {len(params)} sets of parameters")
+    return list(zip(batch, params, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+from cascade_engine.engine.stats import ReviewCounts
 from cascade_engine.levels import TokenLogprobs
 
 
@@ -40,6 +41,10 @@ class RunStats:
     target_calls: int = 0
     """Target passes that emitted tokens; prefill is not counted."""
 
+    def __post_init__(self) -> None:
+        self.reviews = ReviewCounts(len(self.levels))
+        """What each target pass kept of the drafts, by level and draft position."""
+
     @property
     def tokens_per_target_call(self) -> float:
         return self.new_tokens / self.target_calls if self.target_calls else 0.0
@@ -58,7 +63,15 @@ class RunStats:
             "tokens_per_second": self.tokens_per_second,
             "target_calls": self.target_calls,
             "tokens_per_target_call": self.tokens_per_target_call,
-            "levels": [asdict(level) for level in self.levels],
+            "tokens_per_pass": list(self.reviews.tokens_per_pass),
+            "levels": [
+                {
+                    **asdict(level),
+                    "reviewed_by_position": list(counts.drafted),
+                    "accepted_by_position": list(counts.accepted),
+                }
+                for level, counts in zip(self.levels, self.reviews.levels, strict=True)
+            ],
         }
 
 

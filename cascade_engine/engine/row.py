@@ -88,18 +88,34 @@ class Row:
     def review_item(
         self, level: int, tokens: TokenRows, tree: TokenTree | None = None, siblings: int = 0
     ) -> ReviewItem:
-        """This row's part in a review; asks the request's allowed_tokens, which may raise."""
+        """This row's part in a review; asks the request's allowed_tokens.
+
+        What they raise about the target's frontier is raised, as plain decoding would; what they
+        raise about a draft costs the draft."""
         frontier = self.frontier[level]
         allowed = logprobs = None
+        unanswered: frozenset[int] = frozenset()
         if self.allowed is not None:
             row = tokens.read(self.slot, 0, self.length)
             drafted = row[frontier:] if tree is None else tree.tokens
             parents = range(-1, len(drafted) - 1) if tree is None else tree.parents
-            allowed = self.allowed.along(row[:frontier], drafted, parents)
+            allowed, errors = self.allowed.along(row[:frontier], drafted, parents)
+            if level == 0:
+                if -1 in errors:
+                    raise errors[-1]
+                unanswered = frozenset(errors)
         if level == 0 and self.params.logprobs is not None:
             logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
         return ReviewItem(
-            self.slot, frontier, self.length, self.sampler, allowed, logprobs, tree, siblings
+            self.slot,
+            frontier,
+            self.length,
+            self.sampler,
+            allowed,
+            logprobs,
+            tree,
+            siblings,
+            unanswered,
         )
 
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:

@@ -123,6 +123,17 @@ class Slots:
             staying = [row for row in staying if row is not youngest]
         return preempted
 
+    def occupancy(self) -> dict[str, dict[str, int]]:
+        """Pages of each level: used by rows, cached for later ones, all."""
+        return {
+            level.name: {
+                "used": level.pages.pages - level.pages.available_pages,
+                "cached": level.pages.cached_pages,
+                "total": level.pages.pages,
+            }
+            for level in self._levels
+        }
+
     def clear(self) -> None:
         """Forgets what rows left that are gone."""
         for level in self._levels:

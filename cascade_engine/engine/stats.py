@@ -1,4 +1,4 @@
-"""What the engine has done since it was loaded or since `reset`; always on."""
+"""What target reviews did with drafts, of one request or of all; what the engine has done."""
 
 from __future__ import annotations
 
@@ -8,48 +8,32 @@ from typing import Any
 
 
 @dataclass
-class LevelCounters:
-    """One level, over all requests."""
+class PositionCounts:
+    """One level's tokens in the target's reviews, by draft position (0: the first token behind the
+    target's frontier)."""
 
-    name: str
-    passes: int = 0
-    """Forward passes, each over one or more rows; for the statistical level, calls."""
-    rows: int = 0
-    """Rows in those passes."""
-    seconds: float = 0.0
     drafted: list[int] = field(default_factory=list)
-    """By draft position (0: the first token behind the target's frontier): tokens of this level
-    that the target reviewed."""
+    """Tokens of this level that the target reviewed."""
     accepted: list[int] = field(default_factory=list)
     """Of those, how many it kept."""
 
 
-class EngineStats:
-    """Counters that cost next to nothing; `snapshot` makes them JSON-ready."""
+class ReviewCounts:
+    """Target reviews and what they kept. Tokens count as reviewed, also behind a stop."""
 
-    def __init__(self, level_names: Sequence[str]) -> None:
-        self._names = list(level_names)
-        self.reset()
-
-    def reset(self) -> None:
-        self.levels = [LevelCounters(name) for name in self._names]
-        self.requests = {"added": 0, "finished": 0, "aborted": 0, "preempted": 0}
-        self.prompt_tokens = 0
-        self.cached_prompt_tokens = 0
-        self.new_tokens = 0
-        self.prefill_seconds = 0.0
-        self.step_seconds = 0.0
-        self.steps = 0
+    def __init__(self, levels: int) -> None:
+        self.levels = [PositionCounts() for _ in range(levels)]
         self.tokens_per_pass: list[int] = []
         """tokens_per_pass[k]: target reviews of a row that gave k + 1 tokens."""
 
-    def count_pass(self, level: int, rows: int, seconds: float) -> None:
-        counters = self.levels[level]
-        counters.passes += 1
-        counters.rows += rows
-        counters.seconds += seconds
+    @property
+    def tokens_per_review(self) -> float:
+        """Mean, 0 without reviews."""
+        reviews = sum(self.tokens_per_pass)
+        tokens = sum((i + 1) * count for i, count in enumerate(self.tokens_per_pass))
+        return tokens / reviews if reviews else 0.0
 
-    def count_review(
+    def add(
         self,
         sources: Sequence[int],
         positions: Sequence[int],
@@ -64,9 +48,45 @@ class EngineStats:
             if i in kept:
                 _add(self.levels[level].accepted, position)
 
+
+@dataclass
+class LevelCounters:
+    """One level, over all requests."""
+
+    name: str
+    passes: int = 0
+    """Forward passes, each over one or more rows; for the statistical level, calls."""
+    rows: int = 0
+    """Rows in those passes."""
+    seconds: float = 0.0
+
+
+class EngineStats:
+    """What the engine has done since it was loaded or since `reset`. Always on, the counters cost
+    next to nothing; `snapshot` makes them JSON-ready."""
+
+    def __init__(self, level_names: Sequence[str]) -> None:
+        self._names = list(level_names)
+        self.reset()
+
+    def reset(self) -> None:
+        self.levels = [LevelCounters(name) for name in self._names]
+        self.requests = {"added": 0, "finished": 0, "aborted": 0, "preempted": 0}
+        self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
+        self.new_tokens = 0
+        self.prefill_seconds = 0.0
+        self.step_seconds = 0.0
+        self.steps = 0
+        self.reviews = ReviewCounts(len(self._names))
+
+    def count_pass(self, level: int, rows: int, seconds: float) -> None:
+        counters = self.levels[level]
+        counters.passes += 1
+        counters.rows += rows
+        counters.seconds += seconds
+
     def snapshot(self) -> dict[str, Any]:
-        passes = sum(self.tokens_per_pass)
-        tokens = sum((i + 1) * count for i, count in enumerate(self.tokens_per_pass))
         return {
             "requests": dict(self.requests),
             "prompt_tokens": self.prompt_tokens,
@@ -75,9 +95,12 @@ class EngineStats:
             "steps": self.steps,
             "step_seconds": self.step_seconds,
             "prefill_seconds": self.prefill_seconds,
-            "tokens_per_target_review": tokens / passes if passes else 0.0,
-            "tokens_per_pass": list(self.tokens_per_pass),
-            "levels": [asdict(level) for level in self.levels],
+            "tokens_per_target_review": self.reviews.tokens_per_review,
+            "tokens_per_pass": list(self.reviews.tokens_per_pass),
+            "levels": [
+                {**asdict(level), **asdict(counts)}
+                for level, counts in zip(self.levels, self.reviews.levels, strict=True)
+            ],
         }
 
 

@@ -8,6 +8,7 @@ from cascade_engine.levels.rows import (
     TokenLogprobs,
     TokenRows,
     Verdict,
+    cut,
 )
 from cascade_engine.levels.statistical import DraftedTree, Proposal, StatisticalLevel
 from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
@@ -27,4 +28,5 @@ __all__ = [
     "TokenTree",
     "TokenTrie",
     "Verdict",
+    "cut",
 ]

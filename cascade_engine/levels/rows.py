@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -87,6 +87,8 @@ class ReviewItem:
     before it. `allowed` then has a mask for the root and one for each node."""
     siblings: int = 0
     """Runners-up that are wanted at each position that the review leaves."""
+    unanswered: frozenset[int] = frozenset()
+    """Drafted tokens behind which nobody knows what is allowed: see `cut`."""
 
     @property
     def drafted(self) -> int:
@@ -115,3 +117,22 @@ class Verdict:
     siblings: Sequence[Sequence[tuple[int, float]]] = ()
     """At the position of each kept token and of the own one, where asked for: tokens that the level
     would have chosen next, with their probabilities."""
+
+
+def cut(item: ReviewItem, verdict: Verdict, tokens: TokenRows) -> Verdict:
+    """The verdict up to the first accepted token behind which it is not known what is allowed: that
+    one becomes the level's own, and what follows it is left to the next review."""
+    accepted = range(verdict.num_accepted) if item.tree is None else verdict.path
+    last = next((i for i, drafted in enumerate(accepted) if drafted in item.unanswered), None)
+    if last is None:
+        return verdict
+    at = item.frontier + last
+    return replace(
+        verdict,
+        num_accepted=last,
+        token=tokens.read(item.slot, at, at + 1)[0],
+        logprobs=verdict.logprobs[: last + 1],
+        path=verdict.path[:last],
+        num_unmoved=min(verdict.num_unmoved, last),
+        siblings=verdict.siblings[: last + 1],
+    )

@@ -80,6 +80,7 @@ class StatisticalLevel:
         self._rows = rows
         self._table = table
         slots = rows.tokens.shape[0]
+        self._learns = learn_tokens > 0
         self._drafter = Drafter(slots, table, learn_tokens)
         self._tree_tokens = torch.zeros((slots, MAX_TREE_NODES), dtype=torch.int32)
         self._tree_parents = torch.zeros((slots, MAX_TREE_NODES), dtype=torch.int32)
@@ -90,6 +91,11 @@ class StatisticalLevel:
         self.release = self._drafter.release
         self.finish = self._drafter.finish
         self.clear_learned = self._drafter.clear_learned
+
+    @property
+    def learns(self) -> bool:
+        """Whether finished answers are kept."""
+        return self._learns
 
     @property
     def learned(self) -> int:

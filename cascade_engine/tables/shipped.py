@@ -9,8 +9,9 @@ from cascade_engine.tables.files import HasFingerprint, read_info
 FOLDER = Path(__file__).parent / "prebuilt"
 
 
-def prebuilt_for(tokenizer: HasFingerprint | None) -> Path | None:
-    """The shipped table whose tokenizer numbers the same pieces alike; None where there is none.
+def prebuilt_for(tokenizer: HasFingerprint | None, vocab_size: int | None = None) -> Path | None:
+    """The shipped table whose tokenizer numbers the same pieces alike; None where there is none, or
+    where models of `vocab_size` tokens know fewer than it.
 
     The fingerprint of the whole vocabulary decides (`Tokenizer.fingerprint`), not a name.
     """
@@ -18,6 +19,7 @@ def prebuilt_for(tokenizer: HasFingerprint | None) -> Path | None:
         return None
     fingerprint = tokenizer.fingerprint()
     for path in sorted(FOLDER.glob("*.safetensors")):
-        if read_info(path).fingerprint == fingerprint:
-            return path
+        info = read_info(path)
+        if info.fingerprint == fingerprint:
+            return path if vocab_size is None or info.vocab_size <= vocab_size else None
     return None

@@ -1,0 +1,260 @@
+"""Where drafts and the row's own borders meet: grammars that know only real answers, requests that
+fail, few tokens, forks and preemption with trees at work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine.errors import DecodingError
+from cascade_engine.policy import Policy
+from tests.data import data_path
+from tests.engine.test_surface import everything
+from tests.models.support import random_llama
+
+TARGET = data_path("stories260k")
+PROMPTS = [
+    "Once upon a time, there was a little girl named Lily. She loved to play with her dog.",
+    "Tom and Sam went to the park. They saw a big dog. The dog was big. The dog",
+]
+CHAIN = FixedCascade([[6, 3], [0, 8]])
+TREE = FixedCascade([[4, 0], [0, 4]], tree=(48, 12), siblings=3)
+DRAFTING = pytest.mark.parametrize("policy", [CHAIN, TREE], ids=["chain", "tree"])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    return Engine.load(TARGET, policy=PlainDecoding(), reuse_cache=False, threads=1)
+
+
+@pytest.fixture(scope="module")
+def cascade() -> Engine:
+    return Engine.load(TARGET, [data_path("llama2xs")], threads=1, max_rows=4)
+
+
+def run(engine: Engine) -> tuple[dict[str, list[int]], list[DecodingError]]:
+    """All tokens by request, and what was raised on the way."""
+    tokens: dict[str, list[int]] = {}
+    errors: list[DecodingError] = []
+    while engine.has_work():
+        try:
+            outputs = engine.step()
+        except DecodingError as error:
+            errors.append(error)
+            continue
+        for out in outputs:
+            tokens.setdefault(out.request_id, []).extend(out.token_ids)
+        engine.check_integrity()
+    return tokens, errors
+
+
+class OnlyAnswers:
+    """Allows everything, and raises for a row that is not a beginning of one of `rows`."""
+
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self.rows = rows
+        self.raised = 0
+
+    def __call__(self, prefix: Sequence[int]) -> None:
+        if not any(list(prefix) == list(row[: len(prefix)]) for row in self.rows):
+            self.raised += 1
+            raise KeyError("no such state")
+
+
+@DRAFTING
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_that_raises_for_drafts_costs_the_drafts_alone(
+    policy: Policy, temperature: float, plain: Engine, cascade: Engine
+) -> None:
+    """Plain decoding never asks about a rejected draft, so that it must not end the request."""
+    cascade.set_policy(policy)
+    raised = 0
+    for prompt in PROMPTS:
+        params: dict[str, Any] = {"max_tokens": 60, "temperature": temperature, "seed": 4}
+        params |= {"n": 1 if temperature == 0 else 2, "logprobs": 1, "ignore_eos": True}
+        expected = plain.generate(prompt, SamplingParams(**params))
+        rows = [[*r.prompt_token_ids, *r.token_ids] for r in expected]
+        grammar = OnlyAnswers(rows)
+        params["allowed_tokens"] = grammar
+        results = cascade.generate(prompt, SamplingParams(**params))
+        assert [everything(r) for r in results] == [everything(r) for r in expected]
+        raised += grammar.raised
+        cascade.check_integrity()
+    assert raised
+
+
+@DRAFTING
+def test_a_grammar_that_ends_with_the_answer(policy: Policy, plain: Engine, tmp_path: Path) -> None:
+    """It raises behind a stop token and behind the last token that it allows: what is accepted past
+    those is neither needed nor an error."""
+    engine = Engine.load(TARGET, [TARGET], policy=policy, threads=1, max_rows=2)
+    free = plain.generate(PROMPTS[0], SamplingParams(max_tokens=40))[0]
+    for end in range(1, 14):
+        stop = free.token_ids[end]
+        first = free.token_ids.index(stop) + 1
+        row = [*free.prompt_token_ids, *free.token_ids[:first]]
+
+        def grammar(prefix: Sequence[int], row: list[int] = row) -> list[int]:
+            return row[len(prefix) : len(prefix) + 1]  # nothing is allowed behind its end
+
+        params = SamplingParams(stop_token_ids=[stop], allowed_tokens=grammar, max_tokens=40)
+        (result,) = engine.generate(PROMPTS[0], params)
+        assert result.token_ids == free.token_ids[:first]
+        assert (result.finish_reason, result.stop) == ("stop", stop)
+        short = SamplingParams(max_tokens=first, allowed_tokens=grammar, ignore_eos=True)
+        assert engine.generate(PROMPTS[0], short)[0].token_ids == free.token_ids[:first]
+        engine.check_integrity()
+
+
+@DRAFTING
+def test_a_request_fails_where_plain_decoding_does(policy: Policy, plain: Engine) -> None:
+    """Every token before the failure is delivered first."""
+    free = plain.generate(PROMPTS[0], SamplingParams(max_tokens=40))[0]
+    row = [*free.prompt_token_ids, *free.token_ids]
+    engine = Engine.load(TARGET, [TARGET], policy=policy, threads=1, max_rows=2)
+    for length in (1, 2, 7, 12):
+        grammar = OnlyAnswers([row[: len(free.prompt_token_ids) + length - 1]])
+        engine.add_request(PROMPTS[0], SamplingParams(allowed_tokens=grammar), "bad")
+        tokens, errors = run(engine)
+        assert [error.request_ids for error in errors] == [["bad"]]
+        assert "no such state" in str(errors[0])
+        assert tokens == {"bad": free.token_ids[:length]}
+        engine.check_integrity()
+
+
+@DRAFTING
+def test_a_request_without_a_token_left_fails_alone(policy: Policy, plain: Engine) -> None:
+    """The rule forbids everything at one position: a failure of native code, in a pass that the
+    request shares with others."""
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    free = plain.generate(PROMPTS[0], params)[0]
+    other = plain.generate(PROMPTS[1], params)[0]
+    fatal = len(free.prompt_token_ids) + 9
+
+    def grammar(prefix: Sequence[int]) -> list[int] | None:
+        return [5] if len(prefix) == fatal else None
+
+    bad = SamplingParams(max_tokens=40, allowed_tokens=grammar, min_tokens=30, stop_token_ids=[5])
+    engine = Engine.load(TARGET, [TARGET], policy=policy, threads=1, max_rows=3)
+    engine.add_request(PROMPTS[0], bad, "bad")
+    engine.add_request(PROMPTS[1], params, "good")
+    tokens, errors = run(engine)
+    assert [error.request_ids for error in errors] == [["bad"]]
+    assert tokens == {"bad": free.token_ids[:9], "good": other.token_ids}
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("padding", [None, "left"])
+def test_few_tokens(max_tokens: int, padding: str | None, plain: Engine) -> None:
+    options = {"padding": padding, "threads": 1, "max_rows": 4, "max_context": 40}
+    engine = Engine.load(TARGET, [data_path("llama2xs")], policy=TREE, **options)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=temperature, seed=1, ignore_eos=True
+        )
+        prompts = [[1, *range(10, 10 + n)] for n in (1, 3, 34, 35, 36)]
+        results = engine.generate(prompts, params)
+        expected = [plain.generate(prompt, params)[0].token_ids for prompt in prompts]
+        assert [r.token_ids for r in results] == [
+            tokens[: 40 - len(prompt)] for tokens, prompt in zip(expected, prompts, strict=True)
+        ]
+        engine.check_integrity()
+
+
+def test_a_stop_inside_an_accepted_path(plain: Engine) -> None:
+    """Nothing behind it is emitted, and the request's positions count what was reviewed."""
+    free = plain.generate(PROMPTS[0], SamplingParams(max_tokens=40))[0]
+    prediction = free.text
+    engine = Engine.load(TARGET, policy=FixedCascade([[0]], tree=30), threads=1)
+    inside = 0
+    for end in range(2, 20):
+        text = "".join(piece.text for piece in free.pieces[:end])
+        params = SamplingParams(max_tokens=40, prediction=prediction, stop=text[-4:], seed=0)
+        (expected,) = plain.generate(PROMPTS[0], params)
+        (result,) = engine.generate(PROMPTS[0], params)
+        assert everything(result) == everything(expected)
+        reviews = result.stats.reviews
+        reviewed = sum((k + 1) * n for k, n in enumerate(reviews.tokens_per_pass))
+        inside += reviewed > len(result.token_ids)
+    assert inside > 3
+
+
+def test_an_abort_while_others_draft_trees(plain: Engine, cascade: Engine) -> None:
+    cascade.set_policy(TREE)
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    expected = plain.generate(PROMPTS[1], params)[0].token_ids
+    for steps in range(4):
+        cascade.add_request(PROMPTS[0], params, "gone")
+        cascade.add_request(PROMPTS[1], params, "stays")
+        tokens: list[int] = []
+        for i in range(100):
+            if i == steps:
+                assert cascade.abort("gone")
+            out = cascade.step() if cascade.has_work() else []
+            assert i < steps or all(o.request_id == "stays" for o in out)
+            tokens += [t for o in out if o.request_id == "stays" for t in o.token_ids]
+            cascade.check_integrity()
+        assert tokens == expected
+
+
+@pytest.mark.parametrize("tree", [0, 20])
+def test_a_draft_of_nan_with_trees(tree: int, tmp_path: Path, plain: Engine) -> None:
+    """A level that retires takes its tree along and leaves caches that hold the row."""
+    model = random_llama(tmp_path, 1, vocab_size=512, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    policy = FixedCascade([[4, 0, 2], [0, 3, 0], [0, 0, 5]], tree=(40, tree), siblings=2)
+    drafts = [tmp_path, data_path("llama2xs")]
+    engine = Engine.load(TARGET, drafts, policy=policy, threads=1, max_rows=3)
+    params = SamplingParams(max_tokens=40, temperature=0.8, seed=9, ignore_eos=True, n=2)
+    expected = [plain.generate(prompt, params) for prompt in PROMPTS]
+    for prompt in PROMPTS:
+        engine.add_request(prompt, params, prompt)
+    tokens: dict[tuple[str, int], list[int]] = {}
+    while engine.has_work():
+        for out in engine.step():
+            tokens.setdefault((out.request_id, out.index), []).extend(out.token_ids)
+        engine.check_integrity()
+    for prompt, each in zip(PROMPTS, expected, strict=True):
+        assert [tokens[prompt, i] for i in (0, 1)] == [r.token_ids for r in each]
+    levels = engine.stats()["levels"]
+    assert levels[1]["passes"] == 0
+    assert sum(levels[3]["drafted"]) > 100
+
+
+def test_preemption_and_forks_of_rows_with_trees(plain: Engine) -> None:
+    """Rows that gave way start their statistics over; forks go on with noise of their own."""
+    params = SamplingParams(max_tokens=50, temperature=1.0, seed=2, ignore_eos=True)
+    engine = Engine.load(
+        TARGET,
+        policy=FixedCascade([[4]], tree=32),
+        threads=1,
+        max_rows=4,
+        max_context=96,
+        kv_cache_bytes=10 * 16 * 2 * 5 * 4 * 8 * 4,
+        learn_tokens=100,
+    )
+    tokens: dict[tuple[str, int], list[int]] = {}
+    for prompt in PROMPTS:
+        engine.add_request(prompt, params, prompt)
+    for step in range(200):
+        if step == 3:
+            assert engine.fork(PROMPTS[0], 2) == [1, 2]
+            begun = list(tokens[PROMPTS[0], 0])
+        for out in engine.step():
+            tokens.setdefault((out.request_id, out.index), []).extend(out.token_ids)
+        engine.check_integrity()
+    assert engine.stats()["requests"]["preempted"] > 0
+    for prompt in PROMPTS:
+        assert tokens[prompt, 0] == plain.generate(prompt, params)[0].token_ids
+    assert plain.tokenizer is not None
+    rest = SamplingParams(max_tokens=50 - len(begun), temperature=1.0, seed=2, ignore_eos=True, n=3)
+    forked = plain.generate([plain.tokenizer.encode(PROMPTS[0]) + begun], rest)
+    for index in (1, 2):
+        assert tokens[PROMPTS[0], index] == forked[index].token_ids
