@@ -134,5 +134,4 @@ def cut(item: ReviewItem, verdict: Verdict, tokens: TokenRows) -> Verdict:
         logprobs=verdict.logprobs[: last + 1],
         path=verdict.path[:last],
         num_unmoved=min(verdict.num_unmoved, last),
-        siblings=verdict.siblings[: last + 1],
     )

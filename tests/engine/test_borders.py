@@ -22,6 +22,7 @@ PROMPTS = [
     "Once upon a time, there was a little girl named Lily. She loved to play with her dog.",
     "Tom and Sam went to the park. They saw a big dog. The dog was big. The dog",
 ]
+CHAIN_ALONE = FixedCascade([[5]])
 CHAIN = FixedCascade([[6, 3], [0, 8]])
 TREE = FixedCascade([[4, 0], [0, 4]], tree=(48, 12), siblings=3)
 DRAFTING = pytest.mark.parametrize("policy", [CHAIN, TREE], ids=["chain", "tree"])
@@ -148,6 +149,29 @@ def test_a_request_without_a_token_left_fails_alone(policy: Policy, plain: Engin
     assert tokens == {"bad": free.token_ids[:9], "good": other.token_ids}
 
 
+@pytest.mark.parametrize("abort", [False, True])
+def test_what_a_failing_step_emitted_is_delivered_by_the_next(abort: bool, plain: Engine) -> None:
+    """Also where it ended all other requests; not to one that was aborted meanwhile."""
+    engine = Engine.load(TARGET, policy=CHAIN_ALONE, threads=1, max_rows=2)
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+    bad = SamplingParams(allowed_tokens=lambda prefix: [5], min_tokens=2, stop_token_ids=[5])
+    engine.add_request(PROMPTS[0], bad, "bad")
+    engine.add_request(PROMPTS[1], params, "good")
+    with pytest.raises(DecodingError) as caught:
+        engine.step()
+    assert caught.value.request_ids == ["bad"]
+    assert engine.has_work()
+    if abort:
+        engine.abort("good")
+        assert not engine.has_work()
+        assert engine.step() == []
+        return
+    (out,) = engine.step()
+    assert (out.request_id, out.finish_reason) == ("good", "length")
+    assert out.token_ids == plain.generate(PROMPTS[1], params)[0].token_ids
+    assert not engine.has_work()
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 4])
 @pytest.mark.parametrize("padding", [None, "left"])
 def test_few_tokens(max_tokens: int, padding: str | None, plain: Engine) -> None:
@@ -209,7 +233,7 @@ def test_a_draft_of_nan_with_trees(tree: int, tmp_path: Path, plain: Engine) -> 
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path)
-    policy = FixedCascade([[4, 0, 2], [0, 3, 0], [0, 0, 5]], tree=(40, tree), siblings=2)
+    policy = FixedCascade([[4, 3, 2], [0, 3, 0], [0, 0, 5]], tree=(40, tree), siblings=2)
     drafts = [tmp_path, data_path("llama2xs")]
     engine = Engine.load(TARGET, drafts, policy=policy, threads=1, max_rows=3)
     params = SamplingParams(max_tokens=40, temperature=0.8, seed=9, ignore_eos=True, n=2)
@@ -238,7 +262,7 @@ def test_preemption_and_forks_of_rows_with_trees(plain: Engine) -> None:
         max_rows=4,
         max_context=96,
         kv_cache_bytes=10 * 16 * 2 * 5 * 4 * 8 * 4,
-        learn_tokens=100,
+        learn_tokens=1000,
     )
     tokens: dict[tuple[str, int], list[int]] = {}
     for prompt in PROMPTS:
@@ -251,6 +275,8 @@ def test_preemption_and_forks_of_rows_with_trees(plain: Engine) -> None:
             tokens.setdefault((out.request_id, out.index), []).extend(out.token_ids)
         engine.check_integrity()
     assert engine.stats()["requests"]["preempted"] > 0
+    # Four answers of 50 tokens, each with 8 of its prompt and a border.
+    assert engine.statistical.learned == 4 * (8 + 50 + 1)
     for prompt in PROMPTS:
         assert tokens[prompt, 0] == plain.generate(prompt, params)[0].token_ids
     assert plain.tokenizer is not None

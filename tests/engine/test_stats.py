@@ -65,6 +65,12 @@ def test_the_requests_add_up_to_the_engine(tree: int) -> None:
         assert reviewed == report["new_tokens"] == 40
         kept = sum(sum(level["accepted_by_position"]) for level in report["levels"])
         assert kept + report["target_calls"] == 40
+        for position in range(10):
+            accepted = sum(
+                sum(level["accepted_by_position"][position : position + 1])
+                for level in report["levels"]
+            )
+            assert accepted == sum(report["tokens_per_pass"][position + 1 :])
         for level in report["levels"]:
             pairs = zip(level["accepted_by_position"], level["reviewed_by_position"], strict=False)
             assert all(accepted <= reviewed for accepted, reviewed in pairs)

@@ -11,8 +11,10 @@ from cascade_engine import Engine, PlainDecoding, SamplingParams
 from cascade_engine.engine.loading import load_model
 from cascade_engine.errors import CheckpointError
 from cascade_engine.models import llama
+from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.ops import CpuBackend, ReferenceOps
 from tests.models.support import random_llama
+from tests.ops.support import assert_same_bits
 
 
 def our_logits(directory: Path, token_ids: list[int], dtype: str, isa: str = "") -> torch.Tensor:
@@ -101,6 +103,21 @@ def test_int8(seed: int, tmp_path: Path) -> None:
         naive = model.bfloat16()(ids).logits[0].double()
     ours = our_logits(tmp_path, ids[0].tolist(), "int8").double()
     assert (ours - exact).abs().max() <= worst_allowed(naive, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_checkpoint_read_in_pieces(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large tensors are packed a few rows at a time: breaks when a piece lands on another's rows or
+    scales."""
+    random_llama(tmp_path, 3)
+    whole = load_model(tmp_path, CpuBackend(1), dtype)
+    slices = Checkpoint.slices
+    monkeypatch.setattr(Checkpoint, "slices", lambda self, name: slices(self, name, 5000))
+    pieces = load_model(tmp_path, CpuBackend(1), dtype)
+    for ours, theirs in zip(llama._tensors(pieces), llama._tensors(whole), strict=True):
+        assert_same_bits(ours, theirs)
 
 
 def test_int8_names_the_tensor_it_cannot_hold(tmp_path: Path) -> None:

@@ -135,6 +135,22 @@ def test_quantisation_of_extremes() -> None:
     assert ours.isfinite().all()
     step = torch.maximum(dense.abs().amax(1, keepdim=True) / 127, torch.tensor(2.0**-140))
     assert ((ours - dense).abs() <= step).all()
+    assert not CpuBackend(1).pack_linear(torch.zeros(3, 5), I8).memory.any()
+
+
+def test_quantisation_where_the_scale_is_inexact() -> None:
+    """Among the smallest numbers a scale rounds by up to a half, and its row to more than 127 steps:
+    breaks when these wrap around, or -128 is used."""
+    steps = torch.arange(1, 600, dtype=torch.float64)[:, None]
+    dense = (steps * 2.0**-149 * torch.tensor([1.0, -1.0])).float()
+    weight = CpuBackend(1).pack_linear(dense, I8)
+    assert weight.scales is not None
+    scales = weight.scales[:599, None].double()
+    ours = unpack_linear(weight)
+    assert (ours.abs() <= 127 * scales).all()
+    assert torch.equal(ours[:, 0], -ours[:, 1])
+    assert ((ours[:, 0] > 0) | (scales[:, 0] == 0)).all()
+    assert (scales[steps[:, 0] > 64] > 0).all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
