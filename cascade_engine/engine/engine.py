@@ -316,4 +316,3 @@ class Engine:
         """Drops the request; returns the text that was held back."""
         self.abort(row.request_id)
         return row.stops.finish().text
-

@@ -63,12 +63,10 @@ class LoadOptions:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
-        learnt = self.learn_tokens
-        least, most = LEARN_TOKENS
-        if not isinstance(learnt, int) or (learnt != 0 and not least <= learnt <= most):
-            raise RequestError(
-                f"learn_tokens must be 0 (off) or an integer in {least}..{most}, got {learnt!r}"
-            )
+        learnt, (least, most) = self.learn_tokens, LEARN_TOKENS
+        if learnt != 0 and (not isinstance(learnt, int) or not least <= learnt <= most):
+            allowed = f"0 (off) or an integer in {least}..{most}"
+            raise RequestError(f"learn_tokens must be {allowed}, got {learnt!r}")
 
     @property
     def place(self) -> str:

@@ -139,7 +139,7 @@ def test_quantisation_of_extremes() -> None:
 
 
 def test_quantisation_where_the_scale_is_inexact() -> None:
-    """Among the smallest numbers a scale rounds by up to a half, and its row to more than 127 steps:
+    """Among the smallest numbers a scale rounds by up to a half, and a row to more than 127 steps:
     breaks when these wrap around, or -128 is used."""
     steps = torch.arange(1, 600, dtype=torch.float64)[:, None]
     dense = (steps * 2.0**-149 * torch.tensor([1.0, -1.0])).float()
