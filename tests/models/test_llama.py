@@ -116,7 +116,7 @@ def test_a_checkpoint_read_in_pieces(
     slices = Checkpoint.slices
     monkeypatch.setattr(Checkpoint, "slices", lambda self, name: slices(self, name, 5000))
     pieces = load_model(tmp_path, CpuBackend(1), dtype)
-    for ours, theirs in zip(llama._tensors(pieces), llama._tensors(whole), strict=True):
+    for ours, theirs in zip(llama.tensors_of(pieces), llama.tensors_of(whole), strict=True):
         assert_same_bits(ours, theirs)
 
 
