@@ -24,6 +24,10 @@ from cascade_engine.levels import (
 )
 from cascade_engine.policy import Draft, Policy, Review
 
+ROWS_BESIDE_NEW_ONES = 16
+"""With more rows than that a shared pass takes over twice as long as the new rows alone, so their
+first tokens come in a step of their own; the step after it is for all rows, whoever is new."""
+
 
 class Cycle:
     """Owns the rows of all requests, waiting and running, and takes them forward.
@@ -51,6 +55,8 @@ class Cycle:
         """What a step raises when the rows that can go on have emitted."""
         self._kept: list[StepOutput] = []
         """Outputs of a step that raised."""
+        self._apart = False
+        """The last step was for new rows alone."""
 
     def rows(self) -> list[Row]:
         return [*self.waiting, *self.slots.running]
@@ -116,6 +122,10 @@ class Cycle:
                 self.stats.cached_prompt_tokens += row.stats.cached_tokens
             row.begin()
         deciding, first = self._prefill()
+        wide = bool(first) and len(deciding) > ROWS_BESIDE_NEW_ONES
+        self._apart = wide and not self._apart
+        if self._apart:
+            deciding = []
         reviews: list[tuple[Row, Review]] = []
         while deciding:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]

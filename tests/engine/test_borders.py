@@ -284,3 +284,27 @@ def test_preemption_and_forks_of_rows_with_trees(plain: Engine) -> None:
     forked = plain.generate([plain.tokenizer.encode(PROMPTS[0]) + begun], rest)
     for index in (1, 2):
         assert tokens[PROMPTS[0], index] == forked[index].token_ids
+
+
+def test_new_rows_of_a_wide_batch_start_in_a_step_of_their_own() -> None:
+    """Breaks when their first token waits for all rows, or running rows wait twice in a row."""
+    engine = Engine.load(TARGET, policy=CHAIN_ALONE, reuse_cache=False, threads=1, max_rows=20)
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    alone = engine.generate(PROMPTS[0], params)[0].token_ids
+    for i in range(17):
+        engine.add_request(PROMPTS[0], SamplingParams(max_tokens=60, ignore_eos=True), f"r{i}")
+    engine.step()
+    found: dict[str, list[int]] = {}
+    seen = []
+    for name in ("new", "newer", "newest"):
+        engine.add_request(PROMPTS[0], params, name)
+        outputs = engine.step()
+        seen.append({out.request_id for out in outputs})
+        for out in outputs:
+            found.setdefault(out.request_id, []).extend(out.token_ids)
+    assert seen[0] == {"new"}
+    assert len(seen[1]) == 19
+    assert seen[2] == {"newest"}
+    for request_id, tokens in run(engine)[0].items():
+        found.setdefault(request_id, []).extend(tokens)
+    assert found["new"] == found["newer"] == found["newest"] == alone
