@@ -74,7 +74,7 @@ DECODE_BARS = (
 OPS_BARS = (
     Bar(
         "attention, context 8192, 1 row of 1 token: bytes per second / read ceiling",
-        ("fraction_of_read_bandwidth", "attention 1x1@8192"),
+        ("fraction_of_ceiling", "attention 1x1@8192"),
         0.6,
         False,
         BOTH,
@@ -95,6 +95,42 @@ OPS_BARS = (
         False,
         BOTH,
         FLOATS,
+    ),
+)
+
+GPU_SHAPE = ("7b",)
+
+
+def _streams(name: str, share: float) -> tuple[Bar, Bar]:
+    """Bytes per second beside the ceiling's, and torch's time."""
+    return (
+        Bar(f"{name}: share", ("fraction_of_ceiling", name), share, False, GPU_SHAPE),
+        Bar(f"{name}: torch / ours", ("torch_over_ours", name), 1.0, False, GPU_SHAPE),
+    )
+
+
+LINEAR_SHARES = {"1x1": 0.85, "16x1": 0.85, "64x1": 0.75}
+CUDA_OPS_BARS = (
+    *(
+        bar
+        for matrix in ("4096x4096", "11008x4096", "4096x11008", "32000x4096")
+        for size, share in LINEAR_SHARES.items()
+        for bar in _streams(f"linear {size} {matrix}", 0.65 if matrix == "4096x4096" else share)
+    ),
+    *(
+        bar
+        for size in ("16x1@4096", "16x16@4096", "16x1@32768", "16x16@32768")
+        for bar in _streams(f"attention {size} 32/32 heads", 0.80)
+    ),
+    *(
+        Bar(f"{name}: ms", ("milliseconds", name), limit, True, GPU_SHAPE)
+        for name, limit in {
+            "ngram 64x1@32768": 0.010,
+            "accept 64x1 greedy": 0.020,
+            "accept 64x1 temperature": 0.040,
+            "accept 64x1 top-p": 0.100,
+            "commit 1x4": 0.010,
+        }.items()
     ),
 )
 

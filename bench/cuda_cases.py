@@ -1,89 +1,45 @@
-"""The cases of bench.cuda_ops: launches with their memory, and what torch does instead."""
+"""The operations of a forward pass on a GPU: launches with their memory, beside torch on the same
+numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional
 
-from cascade_engine.ops.device_samplers import DeviceSamplers
-from cascade_engine.ops.launch import ELEMENT, STORE, Launcher
+from bench.op_cases import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
+from bench.shapes import vocabulary_of
+from cascade_engine.ops.cuda_program import CHUNK, NO_TREE, PAGE_TOKENS, ancestor_words
+from cascade_engine.ops.launch import ELEMENT, STORE, Launcher, pack_tiles
 
-NEUTRAL: dict[str, Any] = {
-    "temperature": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "logit_bias": [],
-    "min_tokens": 0,
-    "stop_ids": [],
-    "seed": 7,
-    "sample_index": 0,
-    "prompt_length": 0,
-}
-
-
-@dataclass
-class Case:
-    """`ours` and `torch` are without arguments and wait for nothing."""
-
-    op: str
-    name: str
-    ours: Callable[[], object]
-    torch: Callable[[], object] | None = None
-    read_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Small ones prove that the script runs, under the emulation."""
-
-    matrices: tuple[tuple[int, int], ...] = (
-        (4096, 4096),
-        (11008, 4096),
-        (4096, 11008),
-        (32000, 4096),
-    )
-    rows: tuple[int, ...] = (1, 16, 64)
-    heads: int = 32
-    kv_heads: tuple[int, ...] = (32, 8)
-    head_dim: int = 128
-    batch: int = 16
-    contexts: tuple[int, ...] = (4096, 32768)
-    queries: tuple[int, ...] = (1, 16)
-    draft_rows: int = 64
-    draft_tokens: int = 32768
-    vocab: int = 32000
-    layers: int = 32
-
-
-SMALL = Sizes(((128, 64),), (1,), 2, (1,), 64, 2, (40,), (1, 2), 2, 50, 130, 2)
+LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
 
 
 def batch_of(
-    run: Launcher, rows: int, width: int, start: int, bases: torch.Tensor | None = None
+    run: Launcher, rows: int, width: int, start: int, parents: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """`rows` rows that feed `width` tokens at positions start.. ."""
-    blocks = -(-(start + width) // 16)
+    """`rows` rows that feed `width` tokens at positions start.. ; with `parents` these are nodes of
+    a tree. Pages lie in random order."""
+    blocks = -(-(start + width) // PAGE_TOKENS)
 
-    def ints(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=run.device)
+    def ints(value: int) -> torch.Tensor:
+        return torch.full((rows,), value, dtype=torch.int32, device=run.device)
 
+    words = torch.zeros(rows, width, dtype=torch.int64)
+    if parents is not None:
+        words[:] = ancestor_words(parents)
     pages = torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks)
-    words = torch.zeros(rows, width, dtype=torch.int64, device=run.device)
     return {
         "rows": rows,
         "width": width,
-        "slots": ints(list(range(rows))),
-        "starts": ints([start] * rows),
-        "counts": ints([width] * rows),
-        "bases": bases,
-        "ancestors": None if bases is None else words,
+        "slots": torch.arange(rows, dtype=torch.int32, device=run.device),
+        "starts": ints(start),
+        "counts": ints(width),
+        "bases": ints(NO_TREE if parents is None else start),
+        "ancestors": words.to(run.device),
         "tokens": torch.zeros(rows, start + width + 64, dtype=torch.int32, device=run.device),
         "token_stride": start + width + 64,
         "block_tables": pages.to(run.device),
@@ -91,185 +47,233 @@ def batch_of(
     }
 
 
-def linear_cases(run: Launcher, sizes: Sizes) -> Iterator[Case]:
-    for n, k in sizes.matrices:
-        dense = torch.randn(n, k, device=run.device, dtype=torch.bfloat16)
-        tiles = -(-n // 128) * 8 * -(-k // 64) * 4
-        packed = torch.randn(tiles, 32, 8, device=run.device, dtype=torch.bfloat16)
-        for rows in sizes.rows:
-            x = torch.randn(rows, k, device=run.device, dtype=torch.bfloat16)
-            y = torch.empty(rows, n, device=run.device)
-            size = run.module.linear_workspace_floats(n, k, rows, run.multiprocessors)
-            counters = run.module.linear_counters(n, rows)
-            arguments = {
-                "weights": packed,
-                "dtype": ELEMENT[torch.bfloat16],
-                "n": n,
-                "k": k,
-                "x": x,
-                "x_stride": k,
-                "rows": rows,
-                "bias": None,
-                "output": STORE,
-                "y": y,
-                "y_stride": n,
-                "y_cols": n,
-                "workspace": torch.empty(size + 1, device=run.device),
-                "counters": torch.zeros(counters, dtype=torch.int32, device=run.device),
-                "multiprocessors": run.multiprocessors,
-            }
-            yield Case(
-                "linear",
-                f"{n} x {k}, {rows} rows",
-                lambda a=arguments: run("linear", **a),
-                lambda x=x, w=dense: torch.matmul(x, w.T),
-                2 * n * k,
-            )
+def linear_cases(
+    run: Launcher, shape: str, dtype: torch.dtype, sizes: Sequence[Size]
+) -> Iterator[Case]:
+    """Matrices of a layer, and the head."""
+    hidden, inner, _, _ = sizes_of(shape)
+    for n, k in (
+        (hidden, hidden),
+        (inner, hidden),
+        (hidden, inner),
+        (vocabulary_of(shape), hidden),
+    ):
+        dense = torch.randn(n, k, device=run.device, dtype=dtype)
+        packed = pack_tiles(dense, LINEAR_OUTPUTS, LINEAR_STEP)
+        for rows, tokens in by_count(sizes):
+            yield _linear_case(run, dense, packed, rows, tokens)
 
 
-def attention_cases(run: Launcher, sizes: Sizes) -> Iterator[Case]:
-    dim, dtype = sizes.head_dim, torch.bfloat16
-    for kv_heads in sizes.kv_heads:
-        for context in sizes.contexts:
-            for width in sizes.queries:
-                batch = batch_of(run, sizes.batch, width, context - width)
-                pages = batch["block_tables"].numel()
-                cache = torch.randn(2, pages, kv_heads, 16, dim, device=run.device, dtype=dtype)
-                rows, chunks = sizes.batch * width, -(-context // 256)
-                size = run.module.attention_partial_floats(rows, sizes.heads, dim, chunks)
-                q = torch.randn(rows, sizes.heads, dim, device=run.device, dtype=dtype)
-                layer = {"keys": cache[0], "values": cache[1], "dtype": ELEMENT[dtype]}
-                arguments = {
-                    "batch": batch,
-                    "queries": q,
-                    "heads": sizes.heads,
-                    "scale": dim**-0.5,
-                    "bias": None,
-                    "bias_distances": 0,
-                    "kv_lengths": None,
-                    "cache": {**layer, "kv_heads": kv_heads, "head_dim": dim},
-                    "out": torch.empty_like(q),
-                    "max_chunks": chunks,
-                    "partials": torch.empty(size, device=run.device),
-                    "multiprocessors": run.multiprocessors,
-                    "shared_limit": run.shared_limit,
-                }
-                shape = (sizes.batch, kv_heads, context, dim)
-                keys, values = cache.view(2, -1)[:, : torch.Size(shape).numel()].view(2, *shape)
-                queries = q.view(sizes.batch, width, sizes.heads, dim).transpose(1, 2)
-                yield Case(
-                    "attention",
-                    f"{sizes.heads}/{kv_heads} heads, {sizes.batch} x {context}, {width} queries",
-                    lambda a=arguments: run("attention", **a),
-                    lambda q=queries, k=keys, v=values: (
-                        torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-                    ),
-                    4 * torch.Size(shape).numel(),
-                )
-
-
-def draft_case(run: Launcher, sizes: Sizes) -> Iterator[Case]:
-    rows, length, width = sizes.draft_rows, sizes.draft_tokens, 10
-    tokens = torch.randint(0, 30000, (rows, length + width), dtype=torch.int32).to(run.device)
-
-    def ints(value: int) -> torch.Tensor:
-        return torch.full((rows,), value, dtype=torch.int32, device=run.device)
-
+def _linear_case(
+    run: Launcher, dense: torch.Tensor, packed: torch.Tensor, rows: int, tokens: int
+) -> Case:
+    (n, k), count = dense.shape, rows * tokens
+    stride = -(-k // 8) * 8
+    x = torch.zeros(count, stride, device=run.device, dtype=dense.dtype)
+    x[:, :k] = torch.randn(count, k, device=run.device)
+    y = torch.empty(count, n, device=run.device)
+    sms, module = run.multiprocessors, run.module
+    floats = module.linear_workspace_floats(n, k, count, sms)
+    counters = module.linear_counters(n, count)
     arguments = {
-        "rows": rows,
-        "slots": torch.arange(rows, dtype=torch.int32, device=run.device),
-        "lengths": ints(length),
-        "counts": ints(width),
-        "tokens": tokens,
-        "draft_probs": None,
-        "token_stride": length + width,
-        "max_match": 32,
-        "corpora": None,
-        "corpus_lengths": None,
-        "matches": torch.zeros(rows, 2, dtype=torch.int64, device=run.device),
-        "drafted": ints(0),
+        "weights": packed,
+        "dtype": ELEMENT[dense.dtype],
+        "n": n,
+        "k": k,
+        "x": x,
+        "x_stride": stride,
+        "rows": count,
+        "bias": None,
+        "output": STORE,
+        "y": y,
+        "y_stride": n,
+        "y_cols": n,
+        "workspace": torch.empty(floats + 1, device=run.device),
+        "counters": torch.zeros(counters, dtype=torch.int32, device=run.device),
+        "multiprocessors": sms,
     }
-    name = f"{rows} rows x {length} tokens"
-    yield Case("max_gram", name, lambda: run("max_gram", **arguments), None, 4 * rows * length)
+
+    def error() -> float:
+        run("linear", **arguments)
+        return relative_error(y, functional.linear(x[:, :k].float(), dense.float()))
+
+    return Case(
+        "linear",
+        rows,
+        tokens,
+        0,
+        lambda: run("linear", **arguments),
+        lambda: functional.linear(x[:, :k], dense),
+        n * k * dense.itemsize,
+        2 * n * k * count,
+        error,
+        f"{n}x{k}",
+    )
 
 
-def review_cases(run: Launcher, sizes: Sizes) -> Iterator[Case]:
-    rows, vocab = sizes.draft_rows, sizes.vocab
-    batch = batch_of(run, rows, 1, 20)
-    logits = torch.randn(rows, vocab, device=run.device)
-
-    def ints(value: int) -> torch.Tensor:
-        return torch.full((rows,), value, dtype=torch.int32, device=run.device)
-
-    shared = {
-        "batch": batch,
-        "wanted": ints(1),
-        "logit_width": 1,
-        "best": torch.zeros(rows, dtype=torch.int64, device=run.device),
-        "probs": None,
-    }
-    results = ints(0)
-    variants: dict[str, dict[str, float]] = {"greedy": {}, "temperature": {"temperature": 0.8}}
-    variants["top-p"] = {"temperature": 0.8, "top_p": 0.9}
-    for name, change in variants.items():
-        samplers = DeviceSamplers(run, [{**NEUTRAL, **change}] * rows, vocab)
-
-        def review(samplers: DeviceSamplers = samplers) -> None:
-            run(
-                "choose",
-                logits=logits,
-                logits_stride=vocab,
-                vocab=vocab,
-                allowed=None,
-                edits=False,
-                filters=samplers.filters,
-                processed=None,
-                seen=None,
-                **samplers.arguments(),
-                **shared,
-            )
-            run(
-                "accept",
-                tokens=batch["tokens"],
-                draft_probs=None,
-                lenience=1.0,
-                paths=None,
-                path_lengths=None,
-                num_accepted=results,
-                own=results,
-                lengths=results,
-                **shared,
-            )
-
-        yield Case(
-            "sample+accept", f"{rows} rows x {vocab}, {name}", review, None, 4 * rows * vocab
-        )
+def attention_cases(
+    run: Launcher,
+    shape: str,
+    dtype: torch.dtype,
+    sizes: Sequence[Size],
+    contexts: Sequence[int],
+    parents: Sequence[int] | None,
+) -> Iterator[Case]:
+    """With as many heads of keys and values as queries, and a quarter of them. Sizes with more
+    tokens than the context are left out."""
+    heads = sizes_of(shape)[3]
+    for kv_heads in dict.fromkeys((heads, max(1, heads // 4))):
+        for context in contexts:
+            for rows, tokens in sizes:
+                if tokens <= context:
+                    size = rows, tokens, context
+                    yield _attention_case(run, shape, dtype, kv_heads, size, parents)
 
 
-def commit_case(run: Launcher, sizes: Sizes) -> Iterator[Case]:
-    heads, dim, planes, depth = sizes.heads, sizes.head_dim, 2 * sizes.layers, 4
-    bases = torch.full((1,), 20, dtype=torch.int32, device=run.device)
-    batch = batch_of(run, 1, 16, 20, bases)
+def _attention_case(
+    run: Launcher,
+    shape: str,
+    dtype: torch.dtype,
+    kv_heads: int,
+    size: tuple[int, int, int],
+    parents: Sequence[int] | None,
+) -> Case:
+    """torch goes without a mask, which would cost it its fast kernels, and over dense keys."""
+    hidden, _, _, heads = sizes_of(shape)
+    rows, tokens, context = size
+    dim, scale = hidden // heads, (hidden // heads) ** -0.5
+    batch = batch_of(run, rows, tokens, context - tokens, parents)
     pages = batch["block_tables"].numel()
-    cache = torch.zeros(planes, pages, heads, 16, dim, device=run.device, dtype=torch.bfloat16)
+    cache = torch.randn(2, pages, kv_heads, PAGE_TOKENS, dim, device=run.device, dtype=dtype)
+    chunks = -(-context // CHUNK)
+    floats = run.module.attention_partial_floats(rows * tokens, heads, dim, chunks)
+    q = torch.randn(rows * tokens, heads, dim, device=run.device, dtype=dtype)
+    out = torch.empty_like(q)
+    view = {"keys": cache[0], "values": cache[1], "dtype": ELEMENT[dtype]}
     arguments = {
         "batch": batch,
-        "paths": torch.tensor([[1, 4, 7, 9]], dtype=torch.int32, device=run.device),
-        "path_lengths": torch.tensor([depth], dtype=torch.int32, device=run.device),
-        "path_stride": depth,
-        "cache": cache,
-        "planes": planes,
-        "plane_elements": cache[0].numel(),
-        "kv_heads": heads,
-        "head_dim": dim,
+        "queries": q,
+        "heads": heads,
+        "scale": scale,
+        "bias": None,
+        "bias_distances": 0,
+        "kv_lengths": None,
+        "cache": {**view, "kv_heads": kv_heads, "head_dim": dim},
+        "out": out,
+        "max_chunks": chunks,
+        "partials": torch.empty(floats, device=run.device),
+        "multiprocessors": run.multiprocessors,
+        "shared_limit": run.shared_limit,
     }
-    name = f"{depth} tokens, {sizes.layers} layers, {heads} x {dim}"
-    yield Case("commit", name, lambda: run("commit_path", **arguments))
+    tables = batch["block_tables"].long()
+    keys, values = (_dense(x, tables, context) for x in cache)
+    queries = q.view(rows, tokens, heads, dim).transpose(1, 2)
+
+    def error() -> float:
+        """Of the first row: more in float32 would not fit."""
+        run("attention", **arguments)
+        mask = tree_mask(tokens, context, parents).to(run.device)
+        first = (x[:1].float() for x in (queries, keys, values))
+        expected = functional.scaled_dot_product_attention(*first, mask, enable_gqa=True)
+        found = out.view(rows, tokens, heads, dim)[:1].float()
+        return relative_error(found, expected.transpose(1, 2))
+
+    seen = int(tree_mask(tokens, context, parents).sum()) * rows
+    attend = functional.scaled_dot_product_attention
+    return Case(
+        "attention",
+        rows,
+        tokens,
+        context,
+        lambda: run("attention", **arguments),
+        lambda: attend(queries, keys, values, enable_gqa=True),
+        2 * rows * context * kv_heads * dim * dtype.itemsize,
+        4 * seen * hidden,
+        error,
+        f"{heads}/{kv_heads} heads" + " tree" * (parents is not None),
+    )
 
 
-def all_cases(run: Launcher, sizes: Sizes) -> Iterator[Case]:
-    yield from linear_cases(run, sizes)
-    yield from attention_cases(run, sizes)
-    yield from draft_case(run, sizes)
-    yield from review_cases(run, sizes)
-    yield from commit_case(run, sizes)
+def _dense(cache: torch.Tensor, tables: torch.Tensor, context: int) -> torch.Tensor:
+    """`[rows, kv_heads, context, dim]` of one layer's pages."""
+    rows, _ = tables.shape
+    _, heads, _, dim = cache.shape
+    dense = cache[tables].transpose(1, 2).reshape(rows, heads, -1, dim)
+    return dense[:, :, :context].contiguous()
+
+
+def rms_norm_cases(
+    run: Launcher, shape: str, dtype: torch.dtype, sizes: Sequence[Size]
+) -> Iterator[Case]:
+    hidden = sizes_of(shape)[0]
+    weight = torch.randn(hidden, device=run.device)
+    for rows, tokens in by_count(sizes):
+        count = rows * tokens
+        x = torch.randn(count, hidden, device=run.device)
+        arguments = {"x": x, "weight": weight, "eps": EPS, "rows": count, "cols": hidden}
+        exact = partial(functional.rms_norm, x, (hidden,), weight, EPS)
+        yield _elementwise(run, "rms_norm", rows, tokens, hidden, dtype, arguments, exact, 4)
+
+
+def swiglu_cases(
+    run: Launcher, shape: str, dtype: torch.dtype, sizes: Sequence[Size]
+) -> Iterator[Case]:
+    inner = sizes_of(shape)[1]
+    for rows, tokens in by_count(sizes):
+        count = rows * tokens
+        x = torch.randn(count, 2 * inner, device=run.device)
+        gate, up = (half.contiguous() for half in x.chunk(2, dim=1))
+        arguments = {"gate_up": x, "rows": count, "cols": inner}
+
+        def exact(gate: torch.Tensor = gate, up: torch.Tensor = up) -> torch.Tensor:
+            return functional.silu(gate).mul_(up)
+
+        yield _elementwise(run, "swiglu", rows, tokens, inner, dtype, arguments, exact, 5)
+
+
+def _elementwise(
+    run: Launcher,
+    op: str,
+    rows: int,
+    tokens: int,
+    cols: int,
+    dtype: torch.dtype,
+    arguments: dict[str, Any],
+    exact: Any,
+    flops: int,
+) -> Case:
+    """What it reads lies in the L2 cache; `flops` for each element."""
+    stride = -(-cols // 8) * 8
+    out = torch.empty(rows * tokens, stride, dtype=dtype, device=run.device)
+    arguments = {**arguments, "out": out, "out_stride": stride, "dtype": ELEMENT[dtype]}
+
+    def error() -> float:
+        run(op, **arguments)
+        return relative_error(out[:, :cols].float(), exact())
+
+    return Case(
+        op,
+        rows,
+        tokens,
+        0,
+        lambda: run(op, **arguments),
+        lambda: exact().to(dtype),
+        0,
+        flops * rows * tokens * cols,
+        error,
+    )
+
+
+def cases_of(
+    op: str,
+    run: Launcher,
+    shape: str,
+    dtype: torch.dtype,
+    sizes: Sequence[Size],
+    contexts: Sequence[int],
+    parents: Sequence[int] | None,
+) -> Iterator[Case]:
+    if op == "attention":
+        return attention_cases(run, shape, dtype, sizes, contexts, parents)
+    makers = {"linear": linear_cases, "rms_norm": rms_norm_cases, "swiglu": swiglu_cases}
+    return makers[op](run, shape, dtype, sizes)

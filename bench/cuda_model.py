@@ -1,25 +1,29 @@
-"""Plain decoding and reviews of a LLaMA-2-7B shape with random weights, on the GPU."""
+"""Plain decoding and reviews of a LLaMA-2-7B shape with random weights, on the GPU.
+
+    python -m bench.cuda_model --json FILE
+
+Times of whole reviews, host work included, beside reading the weights once at the bandwidth of a
+device-to-device copy.
+"""
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
 import torch
 
-from bench.measure import quantiles
+from bench.devices import CEILING, CudaDevice
+from bench.measure import quantiles, write_json
+from bench.shapes import SHAPES
+from cascade_engine.errors import RequestError
 from cascade_engine.levels import NeuralLevel, ReviewItem, TokenRows
 from cascade_engine.models.config import LlamaConfig, RopeConfig, inv_freq
 from cascade_engine.models.llama import LlamaLayer, LlamaWeights
 from cascade_engine.ops import CudaBackend, LinearWeight, Sampler
 
 VOCABULARY, CONTEXT, LENGTH = 32000, 2048, 512
-SHAPE_7B = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-}
 
 
 def random_weights(backend: CudaBackend, shape: dict[str, int]) -> LlamaWeights:
@@ -70,7 +74,7 @@ def random_weights(backend: CudaBackend, shape: dict[str, int]) -> LlamaWeights:
 def measure_model(
     copy_bandwidth: float,
     backend: CudaBackend | None = None,
-    shape: dict[str, int] = SHAPE_7B,
+    shape: dict[str, int] = SHAPES["7b"],
     repeats: int = 60,
 ) -> list[dict[str, Any]]:
     """Microseconds of one review with nothing drafted (a step of plain decoding) and with 16
@@ -117,3 +121,21 @@ def measure_model(
             }
         )
     return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.cuda_model", description=__doc__)
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args(argv)
+    try:
+        device = CudaDevice(threads=1, graph=True, cold_l2=True)
+    except RequestError as error:
+        raise SystemExit(f"bench.cuda_model: {error}") from error
+    bandwidth = device.ceiling_bytes / quantiles(device.times({}, 30)[CEILING])["median"]
+    print(f"{device.title}: copies at {bandwidth / 1e9:.0f} GB/s")
+    results = measure_model(bandwidth)
+    write_json(args.json, {"machine": device.facts, "results": results})
+
+
+if __name__ == "__main__":
+    main()

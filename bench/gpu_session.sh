@@ -42,7 +42,7 @@ case $mode in
     done
     ;;
   bench)
-    timeout "$LIMIT" "$PYTHON" -m bench.cuda_ops --model --json "$OUT/cuda.json" 2>&1 |
+    timeout "$LIMIT" "$PYTHON" -m bench.ops --device cuda --graph --cold-l2 --json "$OUT/ops.json" 2>&1 |
       tee "$OUT/bench.log"
     ;;
   *)

@@ -25,29 +25,40 @@ Size = tuple[int, int]
 
 @dataclass
 class Case:
-    """One operation at one size. `read_bytes` 0: what it reads fits the caches. `error`: largest
-    difference from float32 torch, over the largest value."""
+    """One operation at one size; `detail` says what else tells it apart. `torch` None: it has
+    nothing of the kind. `read_bytes` 0: what it reads fits the caches. `error`: largest difference
+    from float32 torch, over the largest value."""
 
     op: str
     rows: int
     tokens: int
     context: int
     ours: Callable[[], object]
-    torch: Callable[[], object]
+    torch: Callable[[], object] | None
     read_bytes: int
     flops: int
     error: Callable[[], float]
+    detail: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.op} {self.rows}x{self.tokens}" + (f"@{self.context}" * bool(self.context))
+        size = f"{self.rows}x{self.tokens}" + f"@{self.context}" * bool(self.context)
+        return " ".join(filter(None, (self.op, size, self.detail)))
 
 
 class Pass:
-    """A recorded pass over the last `tokens` tokens of each of `rows` rows of `context` tokens.
-    Activations are random embeddings of INPUT_ROWS different tokens."""
+    """A recorded pass over the last `tokens` tokens of each of `rows` rows of `context` tokens;
+    with `parents` these are the nodes of a tree. Activations are random embeddings of INPUT_ROWS
+    different tokens."""
 
-    def __init__(self, backend: CpuBackend, rows: int, tokens: int, context: int = 0) -> None:
+    def __init__(
+        self,
+        backend: CpuBackend,
+        rows: int,
+        tokens: int,
+        context: int = 0,
+        parents: Sequence[int] | None = None,
+    ) -> None:
         self.rows, self.tokens, self.start = rows, tokens, max(context - tokens, 0)
         self.recorder: Recorder = backend.recorder()
         positions = self.start + tokens
@@ -58,6 +69,9 @@ class Pass:
         program = self.recorder.program
         program.bind_rows(self.ids.data_ptr(), positions, rows)
         program.bind_block_tables(self.pages.data_ptr(), pages, rows * pages)
+        self.trees: list[tuple[list[int], list[int]]] = []
+        if parents is not None:
+            self.trees = [(nodes, list(parents)) for nodes in self.ids[:, self.start :].tolist()]
 
     def activation(self, table: torch.Tensor) -> int:
         """float32 `[rows * tokens, cols]` of a table `[INPUT_ROWS, cols]`."""
@@ -70,7 +84,8 @@ class Pass:
     def __call__(self) -> None:
         each = [self.tokens] * self.rows
         starts = [self.start] * self.rows
-        self.recorder.program.run(list(range(self.rows)), starts, each, [0] * self.rows)
+        rows = list(range(self.rows))
+        self.recorder.program.run(rows, starts, each, [0] * self.rows, trees=self.trees)
 
     def result(self, buffer: int) -> torch.Tensor:
         """A float32 buffer after one run."""
@@ -91,6 +106,19 @@ def sizes_of(shape: str) -> tuple[int, int, int, int]:
         s["num_hidden_layers"],
         s["num_attention_heads"],
     )
+
+
+def tree_mask(tokens: int, context: int, parents: Sequence[int] | None) -> torch.Tensor:
+    """bool `[tokens, context]`: what each of the last tokens of a row sees, as a chain or as the
+    nodes of a tree."""
+    mask = torch.ones(tokens, context, dtype=torch.bool).tril(context - tokens)
+    if parents is not None:
+        nodes = mask[:, context - tokens :].zero_()
+        for node, parent in enumerate(parents):
+            if parent >= 0:
+                nodes[node] = nodes[parent]
+            nodes[node, node] = True
+    return mask
 
 
 def by_count(sizes: Sequence[Size]) -> list[Size]:
@@ -159,24 +187,31 @@ def attention_cases(
     dtype: torch.dtype,
     sizes: Sequence[Size],
     contexts: Sequence[int],
+    parents: Sequence[int] | None,
 ) -> Iterator[Case]:
     """Sizes with more tokens than the context are left out."""
     for context in contexts:
         for rows, tokens in sizes:
             if tokens <= context:
-                yield _attention_case(backend, shape, dtype, rows, tokens, context)
+                size = rows, tokens, context
+                yield _attention_case(backend, shape, dtype, size, parents)
 
 
 def _attention_case(
-    backend: CpuBackend, shape: str, dtype: torch.dtype, rows: int, tokens: int, context: int
+    backend: CpuBackend,
+    shape: str,
+    dtype: torch.dtype,
+    size: tuple[int, int, int],
+    parents: Sequence[int] | None,
 ) -> Case:
     """As many layers as fill CACHE_BYTES."""
+    rows, tokens, context = size
     hidden, _, _, heads = sizes_of(shape)
     dim, scale = hidden // heads, 1 / math.sqrt(hidden // heads)
     pages, page = rows * -(-context // _C.PAGE_TOKENS), hidden * _C.PAGE_TOKENS
     layers = max(1, CACHE_BYTES // (2 * pages * page * dtype.itemsize))
     cache = torch.randn(layers, 2, pages, page).to(dtype)
-    ours, check = (Pass(backend, rows, tokens, context) for _ in range(2))
+    ours, check = (Pass(backend, rows, tokens, context, parents) for _ in range(2))
     table = torch.randn(INPUT_ROWS, 3 * hidden)
     qkv = ours.activation(table)
     for native in ours.recorder.cache_layers(cache, heads, dim):
@@ -186,14 +221,15 @@ def _attention_case(
 
     queries = ours.fed(table)[:, :hidden].view(rows, tokens, heads, dim).transpose(1, 2)
     keys, values = dense_cache(cache, rows, heads, context)
-    mask = torch.ones(tokens, context, dtype=torch.bool).tril(context - tokens)
+    mask = tree_mask(tokens, context, parents)
     dense = (keys, values, mask if tokens > 1 else None)
     theirs = partial(_torch_attention, queries.to(dtype).contiguous(), *dense)
     error = partial(_attention_error, check, out, queries, *dense)
-    seen = rows * (tokens * (context - tokens) + tokens * (tokens + 1) // 2)
+    seen = rows * int(mask.sum())
     read = layers * rows * 2 * context * hidden * dtype.itemsize
     flops = layers * 4 * seen * hidden
-    return Case("attention", rows, tokens, context, ours, theirs, read, flops, error)
+    detail = "tree" if parents is not None else ""
+    return Case("attention", rows, tokens, context, ours, theirs, read, flops, error, detail)
 
 
 def _torch_attention(
@@ -277,8 +313,9 @@ def cases_of(
     dtype: torch.dtype,
     sizes: Sequence[Size],
     contexts: Sequence[int],
+    parents: Sequence[int] | None = None,
 ) -> Iterator[Case]:
     if op == "attention":
-        return attention_cases(backend, shape, dtype, sizes, contexts)
+        return attention_cases(backend, shape, dtype, sizes, contexts, parents)
     makers = {"linear": linear_cases, "rms_norm": rms_norm_cases, "swiglu": swiglu_cases}
     return makers[op](backend, shape, dtype, sizes)

@@ -3,56 +3,75 @@
     python -m bench.ops --device cpu --json FILE
     python -m bench.ops --op linear --dtype bf16 --tokens 1,8,16 --shape 110m
     python -m bench.ops --op attention --dtype f32 --rows 1,16 --tokens 1 --context 8192
+    python -m bench.ops --device cuda --graph --cold-l2 --json FILE
 
 --rows are sequences, --tokens the new tokens of each, --context the tokens that attention sees of
-each. `linear` multiplies by every weight matrix of a decoding step of the shape, `attention` goes
-over as many layers as fill 256 MB, `rms_norm` and `swiglu` run once for each layer. Weights and
-caches are random. A row of the table is one call of all of them; GB/s counts weights, keys and
-values, and is compared with the measured read bandwidth round by round (beyond 1 where they fit the
-caches). The error is the largest difference from float32 torch over the largest value.
+each, or that drafting searches; --tree makes attention's new tokens nodes of a tree. On a CPU
+`linear` multiplies by every weight matrix of a decoding step of the shape, `attention` goes over as
+many layers as fill 256 MB, `rms_norm` and `swiglu` run once for each layer; on a GPU a case is one
+call. Weights and caches are random. GB/s counts weights, keys and values (tokens, logits) and is
+compared round by round with the ceiling, which is measured at the start as well: read bandwidth, on
+a GPU that of a copy (beyond 1 where they fit the caches). The error is the largest difference from
+float32 torch over the largest value; for operations on tokens the share of rows that are wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.bars import OPS_BARS, judge, show_bars
-from bench.measure import (
-    ReadCeiling,
-    interleaved,
-    machine_facts,
-    paired_ratio,
-    quantiles,
-    write_json,
-)
-from bench.op_cases import OPS, Case, Size, cases_of
-from bench.shapes import DTYPES, SHAPES
-from cascade_engine import build_info
+from bench import cuda_token_cases
+from bench.bars import CUDA_OPS_BARS, OPS_BARS, Bar, judge, show_bars
+from bench.devices import CEILING, CpuDevice, CudaDevice, Device, open_device
+from bench.measure import paired_ratio, quantiles, write_json
+from bench.op_cases import Case, Size
+from bench.shapes import SHAPES
 from cascade_engine.errors import RequestError
-from cascade_engine.ops.cpu import CpuBackend, default_threads
-
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 512)
-CONTEXTS = (512, 8192)
-SIZES: tuple[Size, ...] = (*((1, tokens) for tokens in TOKENS), (16, 1))
-"""Where neither --rows nor --tokens is given."""
+from cascade_engine.ops import MAX_TREE_NODES
+from cascade_engine.ops.cpu import default_threads
 
 
-def sizes_wanted(rows: list[int] | None, tokens: list[int] | None) -> list[Size]:
+def sizes_wanted(
+    rows: list[int] | None, tokens: list[int] | None, default: Sequence[Size]
+) -> list[Size]:
+    """What is not asked for is as in the default sizes."""
     if rows is None and tokens is None:
-        return list(SIZES)
-    return [(m, t) for m in rows or [1] for t in tokens or TOKENS]
+        return list(default)
+    default_tokens = [t for m, t in default if m == default[0][0]]
+    return [(m, t) for m in rows or [default[0][0]] for t in tokens or default_tokens]
 
 
-def measure(case: Case, ceiling: ReadCeiling, rounds: int, baseline: str) -> dict[str, Any]:
-    runs: dict[str, Callable[[], object]] = {"ours": case.ours, "read ceiling": ceiling}
-    if baseline == "torch":
+def read_tree(path: str) -> list[int]:
+    """Parents of a tree's nodes in topological order, -1: the token before the tree. Raises
+    RequestError for a file without a JSON list of them."""
+    try:
+        parents = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--tree {path}: {error}") from None
+    if not isinstance(parents, list) or not 0 < len(parents) <= MAX_TREE_NODES:
+        raise RequestError(
+            f"--tree {path}: must be a list of 1..{MAX_TREE_NODES} parents like [-1, 0, 0, 1]"
+        )
+    for node, parent in enumerate(parents):
+        if type(parent) is not int or not -1 <= parent < node:
+            raise RequestError(
+                f"--tree {path}: parents[{node}] must be in -1..{node - 1}, got {parent!r}"
+            )
+    return parents
+
+
+def measure(case: Case, device: Device, rounds: int, baseline: str) -> dict[str, Any]:
+    runs: dict[str, Callable[[], object]] = {"ours": case.ours}
+    if baseline == "torch" and case.torch is not None:
         runs["torch"] = case.torch
     with torch.inference_mode():
-        times = interleaved(runs, rounds)
+        times = device.times(runs, rounds)
         error = case.error()
     ours = quantiles(times["ours"])
     result: dict[str, Any] = {
@@ -61,6 +80,7 @@ def measure(case: Case, ceiling: ReadCeiling, rounds: int, baseline: str) -> dic
         "rows": case.rows,
         "tokens": case.tokens,
         "context": case.context,
+        "detail": case.detail,
         "milliseconds": {q: t * 1e3 for q, t in ours.items()},
         "gflop_per_second": case.flops / ours["median"] / 1e9,
         "max_error": error,
@@ -70,15 +90,15 @@ def measure(case: Case, ceiling: ReadCeiling, rounds: int, baseline: str) -> dic
         result["torch_over_ours"] = paired_ratio(times["torch"], times["ours"])
     if case.read_bytes:
         rate = [case.read_bytes / t for t in times["ours"]]
-        ceilings = [ceiling.num_bytes / t for t in times["read ceiling"]]
+        ceilings = [device.ceiling_bytes / t for t in times[CEILING]]
         result["bytes"] = case.read_bytes
         result["gb_per_second"] = case.read_bytes / ours["median"] / 1e9
-        result["fraction_of_read_bandwidth"] = paired_ratio(rate, ceilings)
+        result["fraction_of_ceiling"] = paired_ratio(rate, ceilings)
     return result
 
 
 HEADER = (
-    "op        dtype rows tokens context       ms      p10      p90    GB/s of read GFLOP/s"
+    "op        dtype rows tokens context       ms      p10      p90    GB/s of {:4s} GFLOP/s"
     "    error torch ms torch/ours"
 )
 
@@ -87,28 +107,32 @@ def show(result: Mapping[str, Any], dtype: str) -> None:
     ms = result["milliseconds"]
     line = f"{result['op']:9s} {dtype:5s} {result['rows']:4d} {result['tokens']:6d} "
     line += f"{result['context'] or '-':>7} "
-    line += f"{ms['median']:8.3f} {ms['p10']:8.3f} {ms['p90']:8.3f} "
+    line += f"{ms['median']:8.4f} {ms['p10']:8.4f} {ms['p90']:8.4f} "
     if "bytes" in result:
-        fraction = result["fraction_of_read_bandwidth"]["median"]
+        fraction = result["fraction_of_ceiling"]["median"]
         line += f"{result['gb_per_second']:7.1f} {fraction:7.2f} "
     else:
         line += f"{'-':>7s} {'-':>7s} "
     line += f"{result['gflop_per_second']:7.0f} {result['max_error']:8.1e} "
     if "torch_over_ours" in result:
         torch_ms = result["torch_milliseconds"]["median"]
-        line += f"{torch_ms:8.3f} {result['torch_over_ours']['median']:10.2f}"
-    print(line, flush=True)
+        line += f"{torch_ms:8.4f} {result['torch_over_ours']['median']:10.2f}"
+    else:
+        line += f"{'-':>8s} {'-':>10s}"
+    print(line, result["detail"], flush=True)
 
 
-def verdicts(results: list[dict[str, Any]], shape: str) -> list[dict[str, Any]]:
+def verdicts(
+    bars: Iterable[Bar], results: list[dict[str, Any]], shape: str
+) -> list[dict[str, Any]]:
     """The bars of each dtype that was measured."""
     found = []
     for dtype in dict.fromkeys(result["dtype"] for result in results):
         figures = {
             key: {r["name"]: r[key] for r in results if r["dtype"] == dtype and key in r}
-            for key in ("fraction_of_read_bandwidth", "torch_over_ours")
+            for key in ("fraction_of_ceiling", "torch_over_ours", "milliseconds")
         }
-        for verdict in judge(OPS_BARS, figures, shape, dtype):
+        for verdict in judge(bars, figures, shape, dtype):
             found.append(verdict | {"dtype": dtype, "name": f"{dtype} {verdict['name']}"})
     return found
 
@@ -130,15 +154,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--op", choices=OPS, action="append", help="repeatable; default: all")
+    ops, dtypes = [*CpuDevice.ops, *cuda_token_cases.OPS], CpuDevice.dtypes | CudaDevice.dtypes
+    parser.add_argument("--op", choices=ops, action="append", help="repeatable; default: all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: all")
-    parser.add_argument("--shape", choices=SHAPES, default="110m")
+    parser.add_argument("--dtype", choices=dtypes, action="append", help="repeatable; default: all")
+    parser.add_argument("--shape", choices=SHAPES, help="default: 110m, on a GPU 7b")
     parser.add_argument("--rows", type=numbers, metavar="1,16,...")
     parser.add_argument("--tokens", type=numbers, metavar="1,8,...")
-    parser.add_argument("--context", type=numbers, default=list(CONTEXTS), metavar="512,...")
+    parser.add_argument("--context", type=numbers, metavar="512,...")
+    parser.add_argument("--tree", metavar="FILE", help="attention: JSON list of parents")
+    parser.add_argument("--graph", action="store_true", help="cuda: replay captured graphs")
+    parser.add_argument("--cold-l2", action="store_true", help="cuda: nothing lies in the L2 cache")
     parser.add_argument("--baseline", choices=["torch", "none"], default="torch")
-    parser.add_argument("--isa", default="", help="instruction set; default: the best")
+    parser.add_argument("--isa", default="", help="cpu: instruction set; default: the best")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", metavar="FILE")
@@ -148,15 +176,37 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def open_backend(device: str, threads: int, isa: str) -> CpuBackend:
-    """Raises RequestError where there is no such backend."""
-    if device != "cpu":
-        info = build_info()
-        raise RequestError(
-            f"--device {device}: there is no GPU backend to measure (CUDA compiled in: "
-            f"{info['cuda_compiled']}, devices: {len(info['cuda_devices'])}); use --device cpu"
-        )
-    return CpuBackend(threads, isa)
+def chosen(what: str, asked: list[str] | None, offered: Iterable[str], device: str) -> list[str]:
+    """All that the device offers, or what was asked for. Raises RequestError."""
+    offered = list(offered)
+    for name in asked or []:
+        if name not in offered:
+            raise RequestError(
+                f"--{what} {name}: --device {device} measures {', '.join(offered)}; choose one"
+            )
+    return asked or offered
+
+
+def measure_all(args: argparse.Namespace, device: Device) -> list[dict[str, Any]]:
+    ops = chosen("op", args.op, device.ops, args.device)
+    dtypes = chosen("dtype", args.dtype, device.dtypes, args.device)
+    parents = None if args.tree is None else read_tree(args.tree)
+    print(f"{args.shape} shape, random numbers, {device.title}")
+    ceiling = quantiles(device.times({}, args.rounds)[CEILING])["median"]
+    gigabytes = device.ceiling_bytes / ceiling / 1e9
+    device.facts["ceiling"] = {"of": device.ceiling_name, "gb_per_second": gigabytes}
+    print(f"{device.ceiling_name} at {gigabytes:.1f} GB/s\n{HEADER.format(device.ceiling_name)}")
+    results = []
+    for op, dtype in itertools.product(ops, dtypes):
+        tree = parents if op == "attention" else None
+        tokens = args.tokens if tree is None else [len(tree)]
+        sizes = sizes_wanted(args.rows, tokens, device.sizes(op))
+        contexts = args.context or device.contexts(op)
+        for case in device.cases(op, args.shape, device.dtypes[dtype], sizes, contexts, tree):
+            result = measure(case, device, args.rounds, args.baseline)
+            show(result, dtype)
+            results.append(result | {"dtype": dtype})
+    return results
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,22 +214,15 @@ def main(argv: list[str] | None = None) -> None:
     threads = args.threads or default_threads()
     torch.set_num_threads(threads)
     try:
-        backend = open_backend(args.device, threads, args.isa)
+        device = open_device(args.device, threads, args.isa, args.graph, args.cold_l2)
+        args.shape = args.shape or device.shape
+        results = measure_all(args, device)
     except (RequestError, ValueError) as error:
         raise SystemExit(f"bench.ops: {error}") from error
-    ceiling = ReadCeiling(threads)
-    facts = machine_facts(threads) | {"instruction_set": backend.isa}
-    print(f"{args.shape} shape, random numbers, {threads} threads, {backend.isa}\n{HEADER}")
-    results = []
-    sizes = sizes_wanted(args.rows, args.tokens)
-    for op in args.op or OPS:
-        for dtype in args.dtype or DTYPES:
-            for case in cases_of(op, backend, args.shape, DTYPES[dtype], sizes, args.context):
-                result = measure(case, ceiling, args.rounds, args.baseline)
-                show(result, dtype)
-                results.append(result | {"dtype": dtype})
-    report = {"machine": facts, "shape": args.shape, "rounds": args.rounds, "results": results}
-    report["bars"] = verdicts(results, args.shape)
+    report = {"machine": device.facts, "shape": args.shape, "rounds": args.rounds}
+    report["results"] = results
+    bars = CUDA_OPS_BARS if args.device == "cuda" else OPS_BARS
+    report["bars"] = verdicts(bars, results, args.shape)
     show_bars(report["bars"])
     write_json(args.json, report)
 

@@ -12,6 +12,12 @@ from safetensors.torch import save_file
 from cascade_engine.models.config import load_config
 
 SHAPES = {
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
     "110m": {
         "hidden_size": 768,
         "intermediate_size": 2048,

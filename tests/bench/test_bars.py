@@ -80,7 +80,7 @@ def test_the_tables_of_other_shapes_and_dtypes() -> None:
 
 def test_the_table_is_printed_with_its_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {
-        "fraction_of_read_bandwidth": {"attention 1x1@8192": 0.7},
+        "fraction_of_ceiling": {"attention 1x1@8192": 0.7},
         "torch_over_ours": {"attention 1x16@8192": 1.5},
     }
     show_bars(judge(OPS_BARS, figures, "110m", "f32"))

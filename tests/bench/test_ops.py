@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import op_cases, ops
+from bench import cuda_model, op_cases, ops
+from bench.bars import OPS_BARS
+from bench.devices import CPU_SIZES, CPU_TOKENS
 from cascade_engine.ops.cpu import CpuBackend
 from tests.bench.conftest import assert_sane
 
@@ -48,8 +51,10 @@ def test_each_result_holds_its_figures(report: dict[str, Any]) -> None:
         assert result["torch_over_ours"]["median"] > 0
         assert result["gflop_per_second"] > 0
         streams = result["op"] in ("linear", "attention")
-        assert ("fraction_of_read_bandwidth" in result) == streams
+        assert ("fraction_of_ceiling" in result) == streams
         assert result["max_error"] < 1e-5, result["name"]
+    assert report["machine"]["ceiling"]["of"] == "read"
+    assert report["machine"]["ceiling"]["gb_per_second"] > 0
 
 
 def test_bytes_and_operations_are_counted() -> None:
@@ -89,10 +94,11 @@ def test_operations_without_rows_run_once_for_each_number_of_tokens() -> None:
 
 
 def test_sizes_default_to_one_row_and_sixteen_of_one_token() -> None:
-    assert ops.sizes_wanted(None, None) == [*((1, t) for t in ops.TOKENS), (16, 1)]
-    assert ops.sizes_wanted([4], None) == [(4, t) for t in ops.TOKENS]
-    assert ops.sizes_wanted(None, [7]) == [(1, 7)]
-    assert ops.sizes_wanted([1, 2], [3]) == [(1, 3), (2, 3)]
+    assert ops.sizes_wanted(None, None, CPU_SIZES) == [*((1, t) for t in CPU_TOKENS), (16, 1)]
+    assert ops.sizes_wanted([4], None, CPU_SIZES) == [(4, t) for t in CPU_TOKENS]
+    assert ops.sizes_wanted(None, [7], CPU_SIZES) == [(1, 7)]
+    assert ops.sizes_wanted([1, 2], [3], CPU_SIZES) == [(1, 3), (2, 3)]
+    assert ops.sizes_wanted(None, [7], [(16, 1), (16, 16)]) == [(16, 7)]
 
 
 def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
@@ -110,7 +116,9 @@ def test_the_bars_are_judged_for_each_dtype() -> None:
         {"dtype": dtype, "name": name, "torch_over_ours": {"median": ratio}}
         for dtype, ratio in (("bf16", 3.0), ("f32", 1.0))
     ]
-    judged = {(v["dtype"], v["pass"]) for v in ops.verdicts(results, "110m") if v["value"]}
+    judged = {
+        (v["dtype"], v["pass"]) for v in ops.verdicts(OPS_BARS, results, "110m") if v["value"]
+    }
     assert judged == {("bf16", True), ("f32", False)}
 
 
@@ -131,8 +139,56 @@ def test_wrong_arguments_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_a_device_without_a_backend_is_refused() -> None:
-    with pytest.raises(SystemExit, match=r"--device cuda: there is no GPU backend .* --device cpu"):
-        ops.main([*QUICK, "--op", "swiglu", "--tokens", "1", "--device", "cuda"])
-    with pytest.raises(SystemExit, match="sse9"):
-        ops.main([*QUICK, "--op", "swiglu", "--tokens", "1", "--isa", "sse9"])
+def test_a_tree_is_attended_along_its_paths(tmp_path: Path) -> None:
+    file, report = tmp_path / "tree.json", tmp_path / "ops.json"
+    file.write_text("[-1, 0, 0, 1, -1]")
+    case = ["--op", "attention", "--dtype", "f32", "--rows", "2", "--context", "40"]
+    ops.main([*QUICK, *case, "--tree", str(file), "--json", str(report)])
+    (result,) = json.loads(report.read_text())["results"]
+    assert result["name"] == "attention 2x5@40 tree"
+    assert result["max_error"] < 1e-5
+    mask = op_cases.tree_mask(5, 7, [-1, 0, 0, 1, -1])
+    assert ["".join(map(str, row)) for row in mask.int().tolist()] == [
+        *("1110000", "1111000", "1110100", "1111010", "1100001")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[0]", r"parents\[0\] must be in -1..-1, got 0"),
+        ("[-1, true]", r"parents\[1\] must be in -1..0, got True"),
+        ("[]", "must be a list of 1..64 parents"),
+        ("{", "--tree .*json"),
+    ],
+)
+def test_wrong_trees_are_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        ops.main([*QUICK, "--op", "attention", "--tree", str(file)])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("main", [ops.main, cuda_model.main])
+def test_without_a_gpu_there_is_a_clear_refusal(
+    main: Callable[[list[str]], None],
+) -> None:
+    arguments = [] if main is cuda_model.main else ["--device", "cuda"]
+    with pytest.raises(SystemExit, match=r"device 'cuda': .* use device='cpu'"):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--isa", "sse9"], "sse9"),
+        (["--graph"], "--graph is about GPUs, got --device cpu"),
+        (["--cold-l2"], "--cold-l2 is about GPUs"),
+        (["--op", "ngram"], "--op ngram: --device cpu measures linear, .* choose one"),
+        (["--dtype", "f16"], "--dtype f16: --device cpu measures bf16, f32"),
+    ],
+)
+def test_what_the_cpu_does_not_have_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        ops.main([*QUICK, "--tokens", "1", *arguments])

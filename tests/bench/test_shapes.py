@@ -28,7 +28,7 @@ def test_a_shape_is_a_checkpoint_whose_passes_stay_in_scale(tiny: Path) -> None:
 
 def test_a_shape_has_its_vocabulary_and_dtype(tmp_path: Path) -> None:
     assert (vocabulary_of("tiny"), vocabulary_of("110m")) == (512, 32000)
-    assert list(SHAPES) == ["110m", "15m", "tiny"]
+    assert list(SHAPES) == ["7b", "110m", "15m", "tiny"]
     config = load_config(write_shape("tiny", "bf16", tmp_path))
     assert (config.vocab_size, config.dtype) == (512, torch.bfloat16)
     assert config.tie_word_embeddings

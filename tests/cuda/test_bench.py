@@ -1,24 +1,151 @@
-"""The GPU benchmarks build and run their cases; what they measure only a GPU can tell."""
+"""bench.ops on a GPU: its cases run and are right, and its clock times what it says; the figures
+only a GPU can tell."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from bench import cuda_model, cuda_ops
-from bench.cuda_cases import SMALL, all_cases
+import pytest
+import torch
+
+from bench import cuda_model, devices, ops
+from bench.devices import CudaDevice
 from cascade_engine.ops import CudaBackend
 from cascade_engine.ops.launch import Launcher
 
 
-def test_every_case_runs(emulated: Launcher) -> None:
-    seen = set()
-    for case in all_cases(emulated, SMALL):
-        case.ours()
-        if case.torch is not None:
-            case.torch()
-        seen.add(case.op)
-    assert callable(cuda_ops.main)
-    assert seen == {"linear", "attention", "max_gram", "sample+accept", "commit"}
+@pytest.fixture
+def device(run: Launcher, monkeypatch: pytest.MonkeyPatch) -> CudaDevice:
+    monkeypatch.setattr(devices, "COPY_BYTES", 1 << 12)
+    return CudaDevice(1, graph=True, cold_l2=True, launcher=run)
+
+
+def report_of(
+    device: CudaDevice, path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> dict[str, Any]:
+    monkeypatch.setattr(ops, "open_device", lambda *_: device)
+    quick = ["--device", "cuda", "--shape", "tiny", "--rounds", "1", "--threads", "1"]
+    ops.main([*quick, *arguments, "--json", str(path / "ops.json")])
+    return json.loads((path / "ops.json").read_text())
+
+
+def test_every_case_is_right(
+    device: CudaDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ["--rows", "2", "--tokens", "3", "--context", "40"]
+    report = report_of(device, tmp_path, monkeypatch, *sizes)
+    assert {r["op"] for r in report["results"]} == set(device.ops)
+    for result in report["results"]:
+        allowed = 0.0 if result["op"] in devices.cuda_token_cases.OPS else 0.02
+        assert result["max_error"] <= allowed, result
+        assert result["milliseconds"]["median"] > 0
+        streams = result["op"] not in ("rms_norm", "swiglu")
+        assert ("fraction_of_ceiling" in result) == streams
+    compared = {r["op"] for r in report["results"] if "torch_over_ours" in r}
+    assert compared == {"linear", "attention", "rms_norm", "swiglu", "accept"}
+    assert report["machine"]["ceiling"]["of"] == "copy"
+
+
+def test_a_tree(device: CudaDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree.json").write_text("[-1, 0, 0, 1]")
+    arguments = ["--op", "attention", "--context", "40", "--tree", str(tmp_path / "tree.json")]
+    report = report_of(device, tmp_path, monkeypatch, "--rows", "2", "--dtype", "f16", *arguments)
+    names = [r["name"] for r in report["results"]]
+    assert names == ["attention 2x4@40 2/2 heads tree", "attention 2x4@40 2/1 heads tree"]
+    assert max(r["max_error"] for r in report["results"]) < 0.003
+
+
+@pytest.mark.parametrize("op", CudaDevice.ops)
+def test_an_error_is_seen(op: str, run: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher that does nothing leaves what was there."""
+    device = CudaDevice(1, graph=False, cold_l2=False, launcher=run)
+    dtype = torch.bfloat16
+    for case in device.cases(op, "tiny", dtype, [(2, 3)], [40], None):
+        monkeypatch.setattr(Launcher, "__call__", lambda *_, **__: None)
+        assert not case.error() < 0.3, case.name
+        monkeypatch.undo()
+
+
+def test_bars_have_the_names_of_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar for a case that is not there would never be judged. The real sizes, without memory."""
+    sizes = dict.fromkeys(
+        ("linear_workspace_floats", "linear_counters", "attention_partial_floats"), lambda *_: 1
+    )
+    module = SimpleNamespace(SAMPLER_BYTES=4, pack_sampler=lambda *_, **__: None, **sizes)
+    monkeypatch.setattr(devices, "COPY_BYTES", 4)
+    monkeypatch.setattr(devices.cuda_token_cases, "device_table", lambda *_: {})
+    launcher: Any = Launcher(module, torch.device("meta"))  # type: ignore[arg-type]
+    device = CudaDevice(1, graph=False, cold_l2=False, launcher=launcher)
+    names = {
+        case.name
+        for op in device.ops
+        for case in device.cases(
+            op, device.shape, torch.bfloat16, device.sizes(op), device.contexts(op), None
+        )
+    }
+    assert {bar.path[1] for bar in ops.CUDA_OPS_BARS} <= names
+
+
+def test_runs_are_captured_once_and_timed_with_a_cold_cache(
+    emulated: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return 2.0
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    class Capture:
+        def __init__(self, graph: Graph) -> None:
+            log.append("capture")
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": Capture, "synchronize": lambda: None}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(devices, "COPY_BYTES", 1 << 12)
+    device = CudaDevice(1, graph=True, cold_l2=True, launcher=emulated)
+    monkeypatch.setattr(device, "_run", SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(device, "_data", FlushedArray(log))
+    monkeypatch.setattr(device, "_copy", SimpleNamespace(copy_=lambda _: log.append("copy")))
+    times = device.times({"ours": lambda: log.append("run")}, rounds=2)
+    assert times == {"ours": [0.002] * 2, "ceiling": [0.002] * 2}
+    assert log[:5] == ["run"] * 3 + ["capture", "run"]
+    assert log[5:10] == ["copy"] * 3 + ["capture", "copy"]
+    timed = ["flush", "event", "replay", "event", "wait"]
+    assert log[10:] == timed * 4
+
+
+class FlushedArray:
+    """Says when it is read."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def view(self, dtype: torch.dtype) -> FlushedArray:
+        return self
+
+    def sum(self) -> None:
+        self._log.append("flush")
 
 
 def test_the_model_runs(emulated: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
