@@ -26,19 +26,22 @@ from cascade_engine.ops import CudaBackend, LinearWeight, Sampler
 VOCABULARY, CONTEXT, LENGTH = 32000, 2048, 512
 
 
-def random_weights(backend: CudaBackend, shape: dict[str, int]) -> LlamaWeights:
+def random_weights(
+    backend: CudaBackend, shape: dict[str, int], vocab: int, context: int
+) -> LlamaWeights:
     """Filled on the device: no checkpoint, no copy on the host."""
     heads = shape["num_attention_heads"]
+    kv_heads = shape.get("num_key_value_heads", heads)
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=inner,
         num_layers=shape["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=heads,
+        num_kv_heads=kv_heads,
         head_dim=hidden // heads,
-        max_positions=CONTEXT,
+        max_positions=context,
         tie_word_embeddings=False,
         rms_norm_eps=1e-5,
         rope=RopeConfig(),
@@ -58,7 +61,7 @@ def random_weights(backend: CudaBackend, shape: dict[str, int]) -> LlamaWeights:
     layers = tuple(
         LlamaLayer(
             ones,
-            linear(3 * hidden, hidden),
+            linear(hidden + 2 * kv_heads * config.head_dim, hidden),
             linear(hidden, hidden),
             ones,
             linear(2 * inner, hidden),
@@ -66,8 +69,8 @@ def random_weights(backend: CudaBackend, shape: dict[str, int]) -> LlamaWeights:
         )
         for _ in range(config.num_layers)
     )
-    table = torch.randn(VOCABULARY, hidden, device=backend.device).to(torch.bfloat16)
-    head = linear(VOCABULARY, hidden)
+    table = torch.randn(vocab, hidden, device=backend.device).to(torch.bfloat16)
+    head = linear(vocab, hidden)
     return LlamaWeights(config, torch.bfloat16, table, layers, ones, head, inv_freq(config))
 
 
@@ -80,7 +83,7 @@ def measure_model(
     """Microseconds of one review with nothing drafted (a step of plain decoding) and with 16
     drafted tokens, host work included, and how they stand to reading the weights once."""
     backend = backend or CudaBackend()
-    weights = random_weights(backend, shape)
+    weights = random_weights(backend, shape, VOCABULARY, CONTEXT)
     rows = TokenRows(1, CONTEXT)
     level = NeuralLevel("7b", weights, backend, rows, CONTEXT, CONTEXT, VOCABULARY)
     read = sum(

@@ -158,13 +158,10 @@ class CudaDevice:
         """After warming up, so that nothing is set up while it is captured or timed."""
         for _ in range(3):
             run()
-        if not self._graph or self._run.device.type != "cuda":
+        if not self._graph or not self._run.captures:
             return run
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
+        return self._run.capture(run)
 
     def _seconds(self, run: Callable[[], object]) -> float:
         """Between events on the device."""

@@ -57,7 +57,7 @@ class CudaBackend:
             launcher = Launcher(_C.cuda, torch.device(device))
         self.launcher = launcher
         self.device = launcher.device
-        self.graphs = graphs and self.device.type == "cuda"
+        self.graphs = graphs and launcher.captures
         self._cpu = CpuBackend(threads)
         self.context = self._cpu.context
         self._review = CudaReview(launcher, self._cpu)

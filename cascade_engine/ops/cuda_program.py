@@ -73,7 +73,7 @@ class CudaProgram:
         self.shape = Shape(0, 0, 0)
         self._counts: list[int] = []
         self._logits: list[int] = []
-        self._graphs: dict[Shape, torch.cuda.CUDAGraph | None] | None = {} if graphs else None
+        self._graphs: dict[Shape, Callable[[], object] | None] | None = {} if graphs else None
         self._inputs: dict[Shape, dict[str, torch.Tensor]] = {}
 
     def bind_rows(self, address: int, stride: int, rows: int) -> None:
@@ -251,11 +251,9 @@ class CudaProgram:
         assert self._graphs is not None
         graph = self._graphs[shape]
         if graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._launch(shape)
+            graph = self.launcher.capture(lambda: self._launch(shape))
             self._graphs[shape] = graph
-        graph.replay()
+        graph()
 
 
 def ancestor_words(parents: Sequence[int]) -> torch.Tensor:

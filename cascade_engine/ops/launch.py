@@ -3,6 +3,7 @@ the tests build from the same sources."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,19 @@ class Launcher:
             stream = torch.cuda.current_stream(self.device).cuda_stream
         values = {key: self._value(value) for key, value in arguments.items()}
         getattr(self.module, name)(stream, *map(self._value, args), **values)
+
+    @property
+    def captures(self) -> bool:
+        """Whether launches can be captured."""
+        return self.device.type == "cuda"
+
+    def capture(self, work: Callable[[], object]) -> Callable[[], object]:
+        """A CUDA graph of what `work` puts on the stream, which does not run yet: a call of the
+        result replays it over the same memory."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.device), torch.cuda.graph(graph):
+            work()
+        return graph.replay
 
     def _value(self, value: Any) -> Any:
         if value is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -124,6 +125,38 @@ class Rows:
         ]
 
 
+class RecordingLauncher(Launcher):
+    """The emulation with graphs: captured launches are kept with the addresses and numbers that
+    they had, and a replay launches exactly those, as a CUDA graph would."""
+
+    def __init__(self, emulated: Launcher) -> None:
+        super().__init__(emulated.module, emulated.device)
+        self.replays = 0
+        self._recording: list[tuple[Any, Any]] | None = None
+
+    @property
+    def captures(self) -> bool:
+        return True
+
+    def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
+        if self._recording is None:
+            return super().__call__(name, *args, **arguments)
+        values = {key: self._value(value) for key, value in arguments.items()}
+        self._recording.append((getattr(self.module, name), values))
+
+    def capture(self, work: Callable[[], object]) -> Callable[[], object]:
+        self._recording = recorded = []
+        work()
+        self._recording = None
+
+        def replay() -> None:
+            self.replays += 1
+            for function, values in recorded:
+                function(0, **values)
+
+        return replay
+
+
 def linear(
     run: Launcher,
     x: torch.Tensor,
@@ -170,4 +203,4 @@ def linear(
     return y.cpu()
 
 
-__all__ = ["ADD", "STORE", "SWIGLU", "Rows", "linear"]
+__all__ = ["ADD", "STORE", "SWIGLU", "RecordingLauncher", "Rows", "linear"]

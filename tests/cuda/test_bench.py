@@ -3,6 +3,7 @@ only a GPU can tell."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,20 +112,17 @@ def test_runs_are_captured_once_and_timed_with_a_cold_cache(
         def replay(self) -> None:
             log.append("replay")
 
-    class Capture:
-        def __init__(self, graph: Graph) -> None:
-            log.append("capture")
+    def capture(graph: Graph) -> contextlib.nullcontext[None]:
+        log.append("capture")
+        return contextlib.nullcontext()
 
-        def __enter__(self) -> None: ...
-
-        def __exit__(self, *_: object) -> None: ...
-
-    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": Capture, "synchronize": lambda: None}
+    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": capture, "synchronize": lambda: None}
+    fakes["device"] = contextlib.nullcontext
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(devices, "COPY_BYTES", 1 << 12)
     device = CudaDevice(1, graph=True, cold_l2=True, launcher=emulated)
-    monkeypatch.setattr(device, "_run", SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(device._run, "device", SimpleNamespace(type="cuda"))
     monkeypatch.setattr(device, "_data", FlushedArray(log))
     monkeypatch.setattr(device, "_copy", SimpleNamespace(copy_=lambda _: log.append("copy")))
     times = device.times({"ours": lambda: log.append("run")}, rounds=2)
