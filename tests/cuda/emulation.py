@@ -32,6 +32,10 @@ FLAGS = [
     *("-Wno-unknown-pragmas", "-DCE_EMULATION", "-fvisibility=hidden"),
     *(f"-I{CSRC}", f"-I{CSRC / 'include'}"),
 ]
+# Planted bugs are looked for in kernels that compile fast: nothing is optimised, and what every
+# source includes is read once for all.
+MUTANT_FLAGS = [*FLAGS, "-O0", "-g0", "-w"]
+PREFIX = ("ce/check.h", "ce/cuda_kernels.h", "emulation/cuda_emulation.h", "emulation/half.h")
 PYTHON_FLAGS = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
 
 
@@ -53,18 +57,30 @@ def _included(text: str, seen: dict[Path, str]) -> dict[Path, str]:
     return seen
 
 
-def _compile(name: str, text: str, flags: list[str]) -> Path:
+def _prefix() -> list[str]:
+    """Flags that put a precompiled header in front of a mutant."""
+    text = "".join(f'#include "{name}"\n' for name in PREFIX)
+    compiled = _compile("prefix.h", text, MUTANT_FLAGS, "c++-header", ".h.gch")
+    header = compiled.with_suffix("")  # the compiler looks for NAME.gch beside NAME
+    if not header.exists():
+        header.write_text(text)
+    return ["-include", str(header)]
+
+
+def _compile(
+    name: str, text: str, flags: list[str], language: str = "c++", suffix: str = ".o"
+) -> Path:
     headers = sorted(_included(text, {}).values())
     key = hashlib.sha256(repr((name, text, headers, flags)).encode()).hexdigest()[:20]
-    target = BUILD / f"{Path(name).stem}-{key}.o"
+    target = BUILD / f"{Path(name).stem}-{key}{suffix}"
     if target.exists():
         return target
-    source = BUILD / f"{target.stem}-{os.getpid()}{Path(name).suffix}"
+    source = BUILD / f"{target.name}-{os.getpid()}{Path(name).suffix}"
     source.write_text(f'#line 1 "{name}"\n{text}')
-    part = target.with_suffix(f".{os.getpid()}.part")
+    part = BUILD / f"{target.name}.{os.getpid()}.part"
     command = compiler()
     assert command is not None
-    run = [*command, *flags, "-x", "c++", "-c", str(source), "-o", str(part)]
+    run = [*command, *flags, "-x", language, "-c", str(source), "-o", str(part)]
     done = subprocess.run(run, capture_output=True, text=True)
     source.unlink()
     assert done.returncode == 0, f"{name} does not compile for the emulation:\n{done.stderr}"
@@ -78,34 +94,40 @@ def build_all(
     warnings: bool = True,
     jobs: int = JOBS,
 ) -> list[Path]:
-    """One module per variant: kernel sources by file name that replace those of csrc/cuda (planted
-    bugs may leave things unused: without warnings)."""
+    """One module per variant: kernel sources by file name that replace those of csrc/cuda. Without
+    warnings they are mutants: planted bugs may leave things unused. `sanitize` is about the kernels
+    and the emulation; what takes their arguments from Python is built as always."""
     BUILD.mkdir(parents=True, exist_ok=True)
     extra = []
     if sanitize:
         extra = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     common = {
-        "emulation/fiber.cpp": FLAGS,
-        "emulation/cuda_emulation.cpp": [*FLAGS, "-O2"],
+        "emulation/fiber.cpp": [*FLAGS, *extra],
+        "emulation/cuda_emulation.cpp": [*FLAGS, "-O2", *extra],
         "emulation/module.cpp": [*FLAGS, *PYTHON_FLAGS],
         "bindings/cuda.cpp": [*FLAGS, "-O0", *PYTHON_FLAGS],
     }
 
+    mutant = [*FLAGS, "-w", *extra]
+    if not (warnings or sanitize):
+        mutant = [*MUTANT_FLAGS, *_prefix()]
+
     def build(variant: dict[str, str]) -> Path:
-        objects = [_compile(n, (CSRC / n).read_text(), f + extra) for n, f in common.items()]
+        objects = [_compile(n, (CSRC / n).read_text(), f) for n, f in common.items()]
         for name in KERNELS:
-            flags, text = FLAGS, (CSRC / "cuda" / name).read_text()
+            flags, text = [*FLAGS, *extra], (CSRC / "cuda" / name).read_text()
             if name in variant:
-                flags, text = FLAGS if warnings else [*FLAGS, "-w"], variant[name]
-            objects.append(_compile(f"cuda/{name}", text, flags + extra))
+                flags, text = flags if warnings else mutant, variant[name]
+            objects.append(_compile(f"cuda/{name}", text, flags))
         return _link(objects, extra)
 
     plan = list(variants)
     with ThreadPoolExecutor(jobs) as pool:
         if not plan[0]:  # the unchanged objects first, and each once
             names = [(n, (CSRC / n).read_text(), f) for n, f in common.items()]
-            names += [(f"cuda/{n}", (CSRC / "cuda" / n).read_text(), FLAGS) for n in KERNELS]
-            list(pool.map(lambda item: _compile(item[0], item[1], item[2] + extra), names))
+            kernels = [*FLAGS, *extra]
+            names += [(f"cuda/{n}", (CSRC / "cuda" / n).read_text(), kernels) for n in KERNELS]
+            list(pool.map(lambda item: _compile(*item), names))
         return list(pool.map(build, plan))
 
 
