@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench.op_cases import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
+from bench.op_case import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
 from bench.shapes import vocabulary_of
 from cascade_engine.ops.cuda_program import CHUNK, NO_TREE, PAGE_TOKENS, ancestor_words
 from cascade_engine.ops.launch import ELEMENT, STORE, Launcher, pack_tiles

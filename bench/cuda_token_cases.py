@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.cuda_cases import batch_of
-from bench.op_cases import Case, Size, sizes_of
+from bench.op_case import Case, Size, sizes_of
 from bench.shapes import vocabulary_of
 from cascade_engine import tables
 from cascade_engine.ops import CpuBackend, Sampler

@@ -13,7 +13,7 @@ import torch
 
 from bench import cuda_cases, cuda_token_cases, op_cases
 from bench.measure import ReadCeiling, interleaved, machine_facts
-from bench.op_cases import Case, Size
+from bench.op_case import Case, Size
 from bench.shapes import DTYPES
 from cascade_engine import _C
 from cascade_engine.errors import RequestError

@@ -30,7 +30,7 @@ from bench import cuda_token_cases
 from bench.bars import CUDA_OPS_BARS, OPS_BARS, Bar, judge, show_bars
 from bench.devices import CEILING, CpuDevice, CudaDevice, Device, open_device
 from bench.measure import paired_ratio, quantiles, write_json
-from bench.op_cases import Case, Size
+from bench.op_case import Case, Size
 from bench.shapes import SHAPES
 from cascade_engine.errors import RequestError
 from cascade_engine.ops import MAX_TREE_NODES
