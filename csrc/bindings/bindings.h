@@ -23,6 +23,7 @@ T* pointer(std::uintptr_t address) {
 
 }  // namespace ce
 
+void bind_accept(pybind11::module_& m);
 void bind_drafter(pybind11::module_& m);
 void bind_cuda_kernels(pybind11::module_& m);
 void bind_drafting(pybind11::module_& m);

@@ -42,6 +42,7 @@ PYBIND11_MODULE(_C, m) {
   bind_kernels(m);
   bind_program(m);
   bind_sampling(m);
+  bind_accept(m);
   bind_drafting(m);
   bind_drafter(m);
 #if defined(CE_HAVE_CUDA)

@@ -1,4 +1,4 @@
-// Sampling, acceptance, and the kernels of one row of logits.
+// Sampling, and the kernels of one row of logits.
 #include "ce/sampling.h"
 
 #include <array>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
-#include "ce/accept.h"
+#include "bindings/rows.h"
 #include "ce/check.h"
 #include "ce/parallel.h"
 
@@ -15,68 +15,6 @@ namespace py = pybind11;
 
 namespace ce {
 namespace {
-
-using Address = std::uintptr_t;
-using Ints = std::vector<int64_t>;
-using Samplers = std::vector<std::shared_ptr<Sampler>>;
-
-void check_lengths(size_t rows, std::initializer_list<std::pair<const char*, size_t>> lists) {
-  for (const auto& [name, size] : lists)
-    CE_CHECK(size == rows, name, " has ", size, " entries for ", rows, " rows");
-}
-
-void check_samplers(const Samplers& samplers) {
-  for (size_t i = 0; i < samplers.size(); ++i)
-    CE_CHECK(samplers[i] != nullptr, "samplers[", i, "] is None");
-}
-
-// Tokens, parents, probabilities of a row's drafts.
-using Tree = std::tuple<std::vector<int32_t>, std::vector<int32_t>, std::vector<float>>;
-
-ReviewTree review_tree(const Tree& tree, int64_t nodes, size_t i) {
-  const auto& [tokens, parents, probs] = tree;
-  if (tokens.empty()) return {};
-  CE_CHECK(static_cast<int64_t>(tokens.size()) == nodes && parents.size() == tokens.size() &&
-               (probs.empty() || probs.size() == tokens.size()),
-           "trees[", i, "] has ", tokens.size(), " tokens, ", parents.size(), " parents and ",
-           probs.size(), " probs for length - frontier = ", nodes, " nodes");
-  return {tokens.data(), parents.data(), probs.empty() ? nullptr : probs.data()};
-}
-
-using Verdict = std::tuple<int32_t, int32_t, std::vector<int32_t>>;
-
-std::vector<Verdict> accept_rows(CpuContext& c, Address logits, int64_t logits_stride,
-                                 int64_t vocab, Address tokens, int64_t token_stride, Address probs,
-                                 const Ints& rows, const Ints& frontiers, const Ints& lengths,
-                                 const Samplers& samplers, float lenience,
-                                 const std::vector<Address>& allowed, int64_t logit_rows,
-                                 const std::vector<Tree>& trees) {
-  check_lengths(rows.size(), {{"frontiers", frontiers.size()},
-                              {"lengths", lengths.size()},
-                              {"trees", trees.empty() ? rows.size() : trees.size()},
-                              {"samplers", samplers.size()},
-                              {"allowed", allowed.empty() ? rows.size() : allowed.size()}});
-  check_samplers(samplers);
-  std::vector<ReviewRow> reviews(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i)
-    reviews[i] = {
-        rows[i],
-        frontiers[i],
-        lengths[i],
-        samplers[i].get(),
-        allowed.empty() ? nullptr : pointer<uint32_t>(allowed[i]),
-        trees.empty() ? ReviewTree{} : review_tree(trees[i], lengths[i] - frontiers[i], i),
-        0};
-  std::vector<Accepted> accepted(rows.size());
-  const ReviewArgs args{
-      pointer<float>(logits), logits_stride,         logit_rows, vocab, pointer<int32_t>(tokens),
-      token_stride,           pointer<float>(probs), lenience};
-  accept(args, reviews.data(), static_cast<int64_t>(reviews.size()), c.kernels, c.pool,
-         accepted.data());
-  std::vector<Verdict> out;
-  for (Accepted& a : accepted) out.emplace_back(a.num_accepted, a.token, std::move(a.path));
-  return out;
-}
 
 // One logit row for each token row.
 struct SampleArgs {
@@ -208,6 +146,14 @@ std::vector<std::vector<Logprobs>> logprobs_of_rows(
   return out;
 }
 
+// The rejection rule draws tokens anew in each review: there the most probable ones are likeliest.
+std::vector<int32_t> runners_up(Decision& decision, const Sampler& sampler, int64_t count) {
+  if (!sampler.rejects()) return decision.ranked(count);
+  std::vector<int32_t> ids;
+  for (const auto& [id, logprob] : decision.top(count)) ids.push_back(id);
+  return ids;
+}
+
 using Ranked = std::vector<std::pair<int32_t, float>>;
 
 std::vector<std::vector<Ranked>> siblings_of_rows(
@@ -235,7 +181,7 @@ std::vector<std::vector<Ranked>> siblings_of_rows(
       const PositionInput input = judged.input(r, j);
       Decision decision(c.kernels, *samplers[r], input, sampler_scratch());
       Ranked ranked;
-      for (const int32_t id : decision.ranked(siblings[r] + 1))
+      for (const int32_t id : runners_up(decision, *samplers[r], siblings[r] + 1))
         if (id != input.tokens[input.position] && static_cast<int64_t>(ranked.size()) < siblings[r])
           ranked.emplace_back(id, decision.prob_of(id));
       out[r].push_back(std::move(ranked));
@@ -325,11 +271,11 @@ void bind_sampler(py::module_& m) {
                        float repetition_penalty, float presence_penalty, float frequency_penalty,
                        std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
                        std::vector<int32_t> stop_ids, uint64_t seed, uint32_t sample_index,
-                       int64_t prompt_length, int64_t source_length) {
+                       int64_t prompt_length, int64_t source_length, bool rejection) {
              return std::make_shared<Sampler>(SamplerParams{
                  temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
                  frequency_penalty, std::move(logit_bias), min_tokens, std::move(stop_ids), seed,
-                 sample_index, prompt_length, source_length});
+                 sample_index, prompt_length, source_length, rejection});
            }),
            py::kw_only(), py::arg("temperature") = 1.0f, py::arg("top_k") = 0,
            py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
@@ -337,10 +283,11 @@ void bind_sampler(py::module_& m) {
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>(),
            py::arg("min_tokens") = 0, py::arg("stop_ids") = std::vector<int32_t>(),
            py::arg("seed") = 0, py::arg("sample_index") = 0, py::arg("prompt_length") = 0,
-           py::arg("source_length") = 0,
+           py::arg("source_length") = 0, py::arg("rejection") = false,
            "temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 1 / 0 / 0 are off. "
            "logit_bias lists (token id, addend); min_tokens keeps stop_ids out of the first "
-           "min_tokens tokens after the prompt. Raises ValueError naming the parameter.")
+           "min_tokens tokens after the prompt. rejection: reviews keep the distribution, not the "
+           "tokens. Raises ValueError naming the parameter.")
       .def_property_readonly("params", &sampler_params, "Its keywords, for other backends.");
   m.def("sample", &sample_rows, py::arg("context"), py::arg("logits"), py::arg("logits_stride"),
         py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("rows"),
@@ -368,23 +315,7 @@ void bind_sampler(py::module_& m) {
         py::arg("paths") = std::vector<Ints>(), py::call_guard<py::gil_scoped_release>(),
         "For each row, for each position as in `logprobs`: up to siblings[i] pairs (token, "
         "probability) that the sampler would have chosen next after the token that stands there: "
-        "by logits / temperature + noise, or by logits at temperature 0.");
-  m.def("accept", &accept_rows, py::arg("context"), py::arg("logits"), py::arg("logits_stride"),
-        py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("probs"),
-        py::arg("rows"), py::arg("frontiers"), py::arg("lengths"), py::arg("samplers"),
-        py::arg("lenience") = 1.0f, py::arg("allowed") = std::vector<Address>(),
-        py::arg("logit_rows") = -1, py::arg("trees") = std::vector<Tree>(),
-        py::call_guard<py::gil_scoped_release>(),
-        "Reviews drafted tokens at positions frontiers[i]..lengths[i] - 1 of rows[i]; its "
-        "length - frontier + 1 logit rows follow those of the row before. Returns (num_accepted, "
-        "own token, path) for each row and writes the own token at frontier + num_accepted. probs: "
-        "float32 like tokens, the drafting level's probabilities (1 for statistics), updated with "
-        "this level's; 0 where lenience is 1 and nobody needs them. `allowed`: addresses of uint32 "
-        "masks [logit rows of the row, ceil(vocab / 32)], 0 for none. logit_rows: how many there "
-        "are, checked against what the rows need; -1: not checked. trees: none, or (tokens, "
-        "parents, probs) for each row, of length - frontier nodes (probs may be empty at lenience "
-        "1); logit row 1 + j follows node j, accepted nodes are written into the row, and path "
-        "names them. Without nodes the row's own tokens are reviewed.");
+        "by logits / temperature + noise, or by logits at temperature 0 and where it rejects.");
 }
 
 }  // namespace

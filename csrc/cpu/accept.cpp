@@ -26,6 +26,21 @@ int64_t check_tree(const ReviewRow& r, int64_t i) {
   return deepest;
 }
 
+void check_rejection(const ReviewArgs& args, const ReviewRow& r, int64_t i) {
+  CE_CHECK(args.distributions != nullptr, "samplers[", i,
+           "] asks for rejection, which compares whole distributions: pass distributions");
+  CE_CHECK(args.distributions->vocab() == args.vocab && r.row < args.distributions->rows(),
+           "distributions are of ", args.distributions->rows(), " rows and a vocabulary of ",
+           args.distributions->vocab(), "; rows[", i, "] = ", r.row, " has ", args.vocab);
+  const int64_t trunk = r.rejection.trunk;
+  CE_CHECK(trunk >= 0 && (r.tree.tokens == nullptr || trunk <= r.length - r.frontier), "trunks[", i,
+           "] must be in 0..", r.length - r.frontier, " (nodes), got ", trunk);
+  if (r.tree.tokens == nullptr) return;
+  for (int64_t j = 0; j < trunk; ++j)
+    CE_CHECK(r.tree.parents[j] == j - 1, "trees[", i, "]: the first ", trunk,
+             " nodes must be a chain, but parents[", j, "] is ", r.tree.parents[j]);
+}
+
 void check_arguments(const ReviewArgs& args, ReviewRow* rows, int64_t count) {
   CE_CHECK(args.vocab > 0 && args.vocab <= INT32_MAX, "vocab must be in [1, 2^31), got ",
            args.vocab);
@@ -51,10 +66,15 @@ void check_arguments(const ReviewArgs& args, ReviewRow* rows, int64_t count) {
     logit_rows += r.length - r.frontier + 1;
     seen.push_back(r.row);
   }
-  for (int64_t i = 0; i < count; ++i)
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i].sampler->rejects()) {
+      check_rejection(args, rows[i], i);
+      continue;
+    }
     CE_CHECK(
         args.lenience == 1.0f || rows[i].tree.tokens == nullptr || rows[i].tree.probs != nullptr,
         "lenience ", args.lenience, " compares probabilities: trees[", i, "] has none");
+  }
   CE_CHECK(args.logit_rows < 0 || logit_rows == args.logit_rows, "the rows need ", logit_rows,
            " logit rows (length - frontier + 1 each), got ", args.logit_rows);
   std::sort(seen.begin(), seen.end());
@@ -106,6 +126,7 @@ Accepted review_tree(const ReviewArgs& args, const ReviewRow& r, const Kernels& 
 }
 
 Accepted review(const ReviewArgs& args, const ReviewRow& r, const Kernels& kernels) {
+  if (r.sampler->rejects()) return review_by_rejection(args, r, kernels);
   if (r.tree.tokens != nullptr) return review_tree(args, r, kernels);
   SamplerScratch& scratch = sampler_scratch();
   int32_t* tokens = args.tokens + r.row * args.token_stride;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ce/draft_distributions.h"
 #include "ce/sampling.h"
 
 namespace ce {
@@ -14,6 +15,13 @@ struct ReviewTree {
   const int32_t* tokens;
   const int32_t* parents;
   const float* probs;  // the drafting level's probability of each node; null where nobody needs it
+};
+
+// What the rejection rule must know of a row, beside its tokens.
+struct RejectionRow {
+  uint32_t number;  // of this review among all of the row, by any level: no two share their noise
+  bool keeps;       // a better level will review what this one leaves: keep its distributions
+  int64_t trunk;    // of a tree: leading nodes, a chain, that are the row's own drafts
 };
 
 // One row under review. Tokens at positions frontier..length-1 are drafted; the level's pass left
@@ -27,6 +35,7 @@ struct ReviewRow {
   const Sampler* sampler;
   const uint32_t* allowed;  // null, or one mask of ceil(vocab / 32) words for each logit row
   ReviewTree tree;          // tokens null: the drafts are the row's own
+  RejectionRow rejection;   // where sampler->rejects()
   int64_t first_logit_row;  // set by accept()
 };
 
@@ -40,6 +49,7 @@ struct ReviewArgs {
   float* probs;  // [rows, token_stride] the drafting level's probability of each token (1 for
                  // tokens from statistics); null where nobody needs probabilities
   float lenience;
+  DraftDistributions* distributions;  // null where no sampler rejects
 };
 
 struct Accepted {
@@ -58,7 +68,24 @@ struct Accepted {
 // to the most probable child (by the level, the first among equals) that passes as above; without
 // one the walk ends with the own token. Tokens and probs of the path are written into the row, so
 // that each position is judged on exactly its own prefix.
+//
+// Rows whose sampler rejects() are judged by review_by_rejection instead.
 void accept(const ReviewArgs& args, ReviewRow* rows, int64_t count, const Kernels& kernels,
             ThreadPool& pool, Accepted* out);
+
+// The `rejection` rule: what a review leaves has the distribution of the level's own sampling,
+// whatever was drafted. A drafted token x counts as drawn from its draft distribution, which
+// args.distributions has where a model drafted it; else it was proposed with certainty.
+//   Chains at lenience 1: block verification (Sun et al., arXiv 2403.10444, algorithm 2).
+//   Trees, and chains with lenience l > 1: from the root, a round for each child in order. x stays
+//     with probability min(1, l level(x) / draft(x)) (Leviathan et al., arXiv 2211.17192, algorithm
+//     1 and appendix A.5; Chen et al., arXiv 2302.01318); else the level's distribution becomes
+//     the normalised residual max(0, l level - draft) for the next child (SpecInfer, arXiv
+//     2305.09781, multi-step speculative sampling), and in the end for the own token. Children
+//     beside the trunk count as proposed with certainty, so that they may be chosen by any means
+//     after the trunk; lenience is for a node's first child.
+// rejection.keeps: the distributions of the tokens that the review leaves are kept: the level's,
+// or with lenience the one that the round has in fact (its tokens are not the level's own then).
+Accepted review_by_rejection(const ReviewArgs& args, const ReviewRow& row, const Kernels& kernels);
 
 }  // namespace ce

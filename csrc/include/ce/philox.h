@@ -24,6 +24,9 @@ struct PhiloxBlock {
 
 // Streams keep draws of different purposes apart.
 inline constexpr uint32_t kTokenStream = 0;  // Gumbel noise of token choices
+// Decisions of the rejection rule: counter = (number of the review, position, sample index,
+// kRejectionStream + 256 * round), lanes 0 and 1 decide, 2 and 3 choose from the residual.
+inline constexpr uint32_t kRejectionStream = 1;
 
 inline constexpr int kPhiloxRounds = 10;
 inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u;

@@ -44,6 +44,7 @@ struct SamplerParams {
   uint32_t sample_index = 0;
   int64_t prompt_length = 0;  // tokens before it are prompt
   int64_t source_length = 0;  // tokens before it are an encoder's: no penalty counts them
+  bool rejection = false;     // reviews keep the distribution instead of the tokens: accept.h
 };
 
 // What one request asks of its tokens; immutable, shared by all levels and threads.
@@ -54,6 +55,8 @@ class Sampler {
 
   const SamplerParams& params() const { return params_; }
   bool greedy() const { return params_.temperature == 0.0f; }
+  // Greedy choices are the same under both rules.
+  bool rejects() const { return params_.rejection && !greedy(); }
   bool filters(int64_t vocab) const;
   bool penalises() const;
   bool blocks_stops(int64_t position) const {
@@ -121,6 +124,8 @@ class Decision {
   // Probability in the processed distribution (temperature 0: of the soft-max at temperature 1).
   float prob_of(int32_t token) { return static_cast<float>(probability(token)); }
   float logprob_of(int32_t token);
+  // The whole processed distribution, [vocab]. Temperature above 0; throws as token() does.
+  void distribution(float* out);
   // The `count` tokens that would be chosen first, second, ...: by what token() compares.
   std::vector<int32_t> ranked(int64_t count);
   // The `count` most probable tokens of the processed distribution with their log-probabilities;
