@@ -99,6 +99,13 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--presence-penalty", type=float, default=0.0, metavar="R")
     group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="R")
     group.add_argument("--seed", type=int, help="default: drawn anew, and reported")
+    group.add_argument(
+        "--acceptance",
+        choices=("exact", "rejection"),
+        default="exact",
+        help="of drafts: those that are the target's own tokens (default), or more, which keeps "
+        "the distribution but not the tokens",
+    )
     group.add_argument("--n", type=int, default=1, help="samples of the prompt")
     group.add_argument("--prediction", metavar="FILE", help="an expected answer to draft from")
 
@@ -183,6 +190,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         presence_penalty=args.presence_penalty,
         frequency_penalty=args.frequency_penalty,
         seed=args.seed,
+        acceptance=args.acceptance,
         min_tokens=args.min_tokens,
         ignore_eos=args.ignore_eos,
         stop=args.stop,

@@ -21,7 +21,8 @@ drafted prefixes, and the answer may not depend on when or how often it is asked
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when decoding stops. Speculation changes none of it.
+    """How tokens are chosen and when decoding stops. Speculation changes none of it, but for
+    `acceptance="rejection"`.
 
     docs/parameters.md has the exact definitions. Raises RequestError for values out of range.
     """
@@ -52,6 +53,9 @@ class SamplingParams:
     """Restricts the next token, given the tokens so far: the hook for grammars."""
     seed: int | None = None
     """Seed of the noise, 0..2**64-1. None: drawn anew, and reported in the result."""
+    acceptance: str = "exact"
+    """"exact": drafts never change a token. "rejection": they never change the distribution that
+    tokens are sampled from, but which are; more of them stay. Equal at temperature 0."""
 
     min_tokens: int = 0
     """Stop tokens are not chosen, and stop strings not looked for, before this many tokens."""
@@ -88,6 +92,10 @@ class SamplingParams:
                 raise RequestError(f"{name} must be > 0, got 0")
         if self.n > 1 and self.temperature == 0:
             raise RequestError(f"n={self.n} samples at temperature 0 would all be equal: set n=1")
+        if self.acceptance not in ("exact", "rejection"):
+            raise RequestError(
+                f"acceptance must be 'exact' or 'rejection', got {self.acceptance!r}"
+            )
         if self.seed is not None:
             _check_int("seed", self.seed, 0)
             if self.seed > MAX_SEED:

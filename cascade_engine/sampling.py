@@ -43,6 +43,7 @@ def make_sampler(
             sample_index=sample_index,
             prompt_length=prompt_length,
             source_length=source_length,
+            rejection=params.acceptance == "rejection",
         )
     except ValueError as error:
         raise RequestError(str(error)) from None

@@ -96,6 +96,8 @@ class Cycle:
             assert len(row.sources) == row.length - len(row.prompt), "sources and length differ"
             for level in self._neural:
                 assert level.pages.length[row.slot] <= row.length - 1, f"{level.name} is ahead"
+        distributions = self._tokens.distributions
+        assert not (distributions and distributions.held), "distributions outlived their review"
         self.slots.check_integrity()
 
     def step(self, policy: Policy) -> list[StepOutput]:
@@ -271,6 +273,7 @@ class Cycle:
         """A draft whose logits are not numbers costs its drafts, never the answer."""
         for row in rows:
             row.retire(level)
+            self._tokens.forget(row.slot, row.length)
             for each in self._neural:
                 each.truncate(row.slot, row.length - 1)
 

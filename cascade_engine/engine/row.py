@@ -13,6 +13,7 @@ from cascade_engine.levels import (
     ROOT,
     DraftedTree,
     LogprobRequest,
+    Rejection,
     ReviewItem,
     TokenLogprobs,
     TokenRows,
@@ -71,6 +72,8 @@ class Row:
     """Drafting levels that failed on this row and are not asked again."""
     keys: list[bytes] = field(default_factory=list)
     """Prefix keys of the whole pages of its leading final tokens, as far as they were needed."""
+    reviews: int = 0
+    """By any level, if they go by the rejection rule: each has noise of its own."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens that the last target review left, where they are asked for."""
 
@@ -106,6 +109,10 @@ class Row:
                 unanswered = frozenset(errors)
         if level == 0 and self.params.logprobs is not None:
             logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
+        rejection = None
+        if self.sampler.rejects:
+            rejection = Rejection(self.reviews, level > 0, self.length - frontier)
+            self.reviews += 1
         return ReviewItem(
             self.slot,
             frontier,
@@ -116,6 +123,7 @@ class Row:
             tree,
             siblings,
             unanswered,
+            rejection,
         )
 
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:

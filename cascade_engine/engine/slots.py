@@ -100,6 +100,7 @@ class Slots:
             self._publish(row)
             self._publish_tails(row)
         self._truncate(row.slot, 0)
+        self._rows.forget(row.slot)
         self._free.append(row.slot)
         row.slot = NO_SLOT
 

@@ -4,6 +4,7 @@ from cascade_engine.levels.encoder_decoder import EncoderDecoderLevel
 from cascade_engine.levels.neural import NeuralLevel
 from cascade_engine.levels.rows import (
     LogprobRequest,
+    Rejection,
     ReviewItem,
     TokenLogprobs,
     TokenRows,
@@ -21,6 +22,7 @@ __all__ = [
     "LogprobRequest",
     "NeuralLevel",
     "Proposal",
+    "Rejection",
     "ReviewItem",
     "StatisticalLevel",
     "TokenLogprobs",

@@ -9,7 +9,7 @@ import torch
 
 from cascade_engine.cache import KVStorage, PageTable, pages_for
 from cascade_engine.errors import CapacityError
-from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, TokenRows, Verdict
+from cascade_engine.levels.rows import Rejection, ReviewItem, TokenLogprobs, TokenRows, Verdict
 from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
 from cascade_engine.models.family import ModelWeights
@@ -21,6 +21,7 @@ PREFILL_TOKENS = 256
 
 NO_NODES: tuple[list[int], list[int]] = ([], [])
 NO_TREE: tuple[list[int], list[int], list[float]] = ([], [], [])
+NO_REJECTION = Rejection(0, False, 0)
 
 
 class _Judged(NamedTuple):
@@ -121,6 +122,10 @@ class NeuralLevel:
             allowed=allowed if any(allowed) else [],
             trees=[NO_TREE if t is None else (t.tokens, t.parents, t.probs) for t in trees]
             if any(trees)
+            else [],
+            distributions=self.rows.distributions,
+            rejections=[item.rejection or NO_REJECTION for item in items]
+            if any(item.rejection for item in items)
             else [],
         )
         asked = any(item.logprobs is not None or item.siblings for item in items)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine.levels.tree import TokenTree
-from cascade_engine.ops import Sampler
+from cascade_engine.ops import DraftDistributions, Sampler
 
 
 class TokenRows:
@@ -18,11 +18,15 @@ class TokenRows:
 
     `tokens` int32 `[rows, capacity]`; `draft_probs` float32 of the same shape: the probability that
     the level which last vouched for a token gave it (1 for tokens from tables), used by lenience;
-    `sources` int32 `[rows]`: how many tokens at a row's beginning an encoder reads.
+    `sources` int32 `[rows]`: how many tokens at a row's beginning an encoder reads;
+    `distributions`: all that tokens under review were drawn from, for rows that go by the rejection
+    rule: float32 `[vocab_size]` for each token that a neural level drafted since the row's last
+    target review. Without `vocab_size` there are none, and no such rows.
     """
 
-    def __init__(self, rows: int, capacity: int) -> None:
+    def __init__(self, rows: int, capacity: int, vocab_size: int = 0) -> None:
         self.capacity = capacity
+        self.distributions = DraftDistributions(rows, vocab_size) if vocab_size else None
         self.tokens = torch.zeros((rows, capacity), dtype=torch.int32)
         self.draft_probs = torch.ones((rows, capacity), dtype=torch.float32)
         self.sources = torch.zeros(rows, dtype=torch.int32)
@@ -42,6 +46,14 @@ class TokenRows:
     def source(self, slot: int) -> int:
         """How many tokens at the row's beginning an encoder reads."""
         return self._source_memory[slot]
+
+    def forget(self, slot: int, length: int = 0) -> None:
+        """Drops what the row's tokens from `length` on were drawn from."""
+        if self.distributions is not None:
+            if length:
+                self.distributions.truncate(slot, length)
+            else:
+                self.distributions.clear(slot)
 
     def read(self, slot: int, begin: int, end: int) -> list[int]:
         """Tokens begin..end-1 of a row."""
@@ -69,6 +81,17 @@ class TokenLogprobs(NamedTuple):
     top: list[tuple[int, float]]
 
 
+class Rejection(NamedTuple):
+    """What a review by the rejection rule knows of a row, beside its tokens."""
+
+    number: int
+    """Of the review among all of the row, by any level: no two share their noise."""
+    keeps: bool
+    """A better level will review what this one leaves."""
+    trunk: int
+    """Leading nodes of a tree that are the row's own drafts."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReviewItem:
     """One row in a review."""
@@ -89,6 +112,8 @@ class ReviewItem:
     """Runners-up that are wanted at each position that the review leaves."""
     unanswered: frozenset[int] = frozenset()
     """Drafted tokens behind which nobody knows what is allowed: see `cut`."""
+    rejection: Rejection | None = None
+    """Where the sampler rejects."""
 
     @property
     def drafted(self) -> int:

@@ -1,6 +1,13 @@
 """The only door to native code: one function per operation, one implementation per backend."""
 
-from cascade_engine._C import MAX_TREE_NODES, CacheLayer, Drafter, NgramTable, Sampler
+from cascade_engine._C import (
+    MAX_TREE_NODES,
+    CacheLayer,
+    DraftDistributions,
+    Drafter,
+    NgramTable,
+    Sampler,
+)
 from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
 from cascade_engine.ops.cuda import CudaBackend
@@ -11,6 +18,7 @@ __all__ = [
     "CacheLayer",
     "CpuBackend",
     "CudaBackend",
+    "DraftDistributions",
     "Drafter",
     "LinearWeight",
     "NgramTable",

@@ -288,7 +288,9 @@ void bind_sampler(py::module_& m) {
            "logit_bias lists (token id, addend); min_tokens keeps stop_ids out of the first "
            "min_tokens tokens after the prompt. rejection: reviews keep the distribution, not the "
            "tokens. Raises ValueError naming the parameter.")
-      .def_property_readonly("params", &sampler_params, "Its keywords, for other backends.");
+      .def_property_readonly("params", &sampler_params, "Its keywords, for other backends.")
+      .def_property_readonly("rejects", &Sampler::rejects,
+                             "Whether reviews go by the rejection rule: never at temperature 0.");
   m.def("sample", &sample_rows, py::arg("context"), py::arg("logits"), py::arg("logits_stride"),
         py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("rows"),
         py::arg("positions"), py::arg("samplers"), py::arg("allowed") = std::vector<Address>(),
