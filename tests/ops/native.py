@@ -19,8 +19,8 @@ def context(isa: str = "", threads: int = 1) -> _C.CpuContext:
     return _C.CpuContext(threads, isa)
 
 
-def sampler(p: Params) -> _C.Sampler:
-    values = dataclasses.asdict(p)
+def sampler(p: Params, rejection: bool = False) -> _C.Sampler:
+    values = {**dataclasses.asdict(p), "rejection": rejection}
     return _C.Sampler(**{**values, "logit_bias": list(p.logit_bias), "stop_ids": list(p.stop_ids)})
 
 
@@ -121,6 +121,8 @@ class Rows:
         allowed: Sequence[int],
         logit_rows: int,
         trees: Sequence[tuple[list[int], list[int], list[float]]],
+        distributions: _C.DraftDistributions | None = None,
+        rejections: Sequence[tuple[int, bool, int]] = (),
     ) -> list[tuple[int, int, list[int]]]:
         return _C.accept(
             ctx,
@@ -138,6 +140,8 @@ class Rows:
             list(allowed),
             logit_rows,
             list(trees),
+            distributions,
+            list(rejections),
         )
 
 
