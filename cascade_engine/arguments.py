@@ -199,9 +199,19 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     )
 
 
+def _check_compare(args: argparse.Namespace) -> None:
+    """Raises RequestError where plain decoding may differ by right."""
+    if args.compare and args.acceptance == "rejection" and args.temperature > 0:
+        raise RequestError(
+            "--compare compares tokens, and --acceptance rejection keeps only their distribution: "
+            "leave one of them out, or use --temperature 0"
+        )
+
+
 def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy:
     """The policy asked for, `default` being the matrix when none is given; raises RequestError for
     options that exclude each other."""
+    _check_compare(args)
     if args.plain:
         for name in ("preset", "k_matrix", "lenience", "tree", "siblings"):
             if getattr(args, name) is not None:
