@@ -79,13 +79,18 @@ class Row:
 
     def state(self, contexts: list[int]) -> RowState:
         """What the policy sees; `contexts` are the neural levels' context lengths."""
-        length = self.length
-        dormant: tuple[bool, ...] = ()
-        if self.retired or length > min(contexts):
-            dormant = tuple(
-                [length > context or i in self.retired for i, context in enumerate(contexts)]
-            )
+        length = seen = self.length
         room = self.limit - 1 - length
+        if self.sampler.rejects:
+            # A level that falls asleep over drafts would leave them to one that knows less of them.
+            seen = self.final
+            awake = [context for context in contexts if context >= seen]
+            room = min(room, min(awake) - length)
+        dormant: tuple[bool, ...] = ()
+        if self.retired or seen > min(contexts):
+            dormant = tuple(
+                [seen > context or i in self.retired for i, context in enumerate(contexts)]
+            )
         return RowState(tuple(self.frontier), length, room, self.exhausted, self.widened, dormant)
 
     def review_item(
@@ -149,8 +154,8 @@ class Row:
         if drafted >= min(nodes, MAX_NODES):
             return None
         root = chain[reviewed - 1] if reviewed else ROOT
-        # A review writes one token more, and behind a drafting level's comes the target's.
-        reach = min(self.limit - (1 if level == 0 else 2), context)
+        # A review writes one token more, and behind it come those of the better levels.
+        reach = min(self.limit - 1 - level, context)
         depth = reach - self.frontier[level]
         tree = trie.best(root, chain[reviewed:], nodes, depth)
         return tree if len(tree) > drafted else None

@@ -57,7 +57,14 @@ Action = Draft | Review
 
 
 class Policy(Protocol):
-    """A pure function over row states."""
+    """A pure function over row states.
+
+    Requests may ask for the rejection rule, which keeps the target's distribution as long as tokens
+    are drawn from the distribution that their reviewer takes them to be drawn from. So which level
+    reviews a drafted token must be settled before it is drafted: it may depend on the row's
+    positions and on how segments ended that are reviewed already, not on how much of the present
+    one a lower level kept.
+    """
 
     @property
     def lenience(self) -> float:

@@ -101,20 +101,25 @@ class FixedCascade:
     def next_action(self, row: RowState) -> Action:
         if row.room <= 0:
             return Review(0)
-        return self._act(row, 0)
+        return self._act(row, 0, 1)
 
-    def _act(self, row: RowState, level: int) -> Action:
+    def _act(self, row: RowState, level: int, reviews: int) -> Action:
+        """`reviews`: how many levels will yet append a token of their own behind a drafter's. Each
+        finds room for it, so that none is passed over because of what was drafted."""
         n, nodes = len(self.k_matrix), self.tree[level]
         segment = 0
         for drafter in range(level + 1, n + 1 if nodes == 0 else n):
             segment += self.k_matrix[level][drafter - 1]
             if row.exhausted if drafter == n else row.is_dormant(drafter):
                 continue
+            if row.room < reviews:
+                continue
             vouched = row.length if drafter == n else row.frontier[drafter]
             if vouched - row.frontier[level] < segment:
                 if drafter == n:
-                    return Draft(n, min(self.k_matrix[-1][-1] or segment, row.room))
-                return self._act(row, drafter)
+                    room = row.room - reviews + 1
+                    return Draft(n, min(self.k_matrix[-1][-1] or segment, room))
+                return self._act(row, drafter, reviews + 1)
         if nodes and not row.widened:
             return Draft(n, min(nodes, row.room), nodes)
         return Review(level, nodes, self.siblings if level else 0)
