@@ -80,6 +80,7 @@ def excess(policy: Policy, law: dict[tuple[int, ...], float], drafts: int = 1) -
         (FixedCascade([[3, 2], [0, 3]]), 1),  # of reviewed tables, then tables
         (FixedCascade([[4, 0], [0, 3]], lenience=4.0), 1),
         (FixedCascade([[3, 0], [0, 4]], 1.0, (24, 8), 2), 1),  # trees
+        (FixedCascade([[3, 0, 0], [0, 2, 0], [0, 0, 2]], 3.0), 2),  # nested, up to the limit
         (FixedCascade([[3, 0, 0], [0, 2, 0], [0, 0, 2]], 3.0, (24, 8), 2), 2),
         (FixedCascade([[5]], tree=12), 0),
         (PlainDecoding(), 0),
@@ -159,8 +160,7 @@ def test_processors_hold_and_rows_of_both_rules_share_passes() -> None:
         engine.check_integrity()
         alone = Engine.load(path, policy=PlainDecoding()).generate(PROMPT, exact)[0]
         assert both[0].token_ids == alone.token_ids
-        start = both[1].prompt_tokens if hasattr(both[1], "prompt_tokens") else None
-        begin = len(prompt_ids(engine)) if start is None else start
+        begin = len(prompt_ids(engine))
         for i, token in enumerate(both[1].token_ids):
             assert token != 410
             assert (begin + i) % 3 == 0 or token % 2 == 0

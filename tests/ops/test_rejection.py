@@ -64,7 +64,9 @@ def random_case(rng: random.Random, vocab: int, nodes: int, chain: bool) -> Case
     if rng.random() < 0.3:
         allowed = [[i < 4 or rng.random() < 0.7 for i in range(vocab)] for _ in range(nodes + 1)]
     trunk = nodes if chain else rng.randint(0, nodes)
-    case = Case(prefix, [], [], [], trunk, p, logits, allowed, rng.random() < 0.5, rng.randrange(99))
+    case = Case(
+        prefix, [], [], [], trunk, p, logits, allowed, rng.random() < 0.5, rng.randrange(99)
+    )
     paths: dict[int, list[int]] = {-1: prefix}
     for j in range(nodes):
         parent = j - 1 if j < trunk else rng.randint(-1, j - 1)
@@ -77,7 +79,9 @@ def random_case(rng: random.Random, vocab: int, nodes: int, chain: bool) -> Case
         else:
             draft = None
             token = rng.choices(range(vocab), near)[0]
-            taken = [t for t, above in zip(case.tokens, case.parents, strict=True) if above == parent]
+            taken = [
+                t for t, above in zip(case.tokens, case.parents, strict=True) if above == parent
+            ]
             if token in taken or rng.random() < 0.3:
                 token = rng.choice([t for t in range(vocab) if t not in taken])
         case.tokens.append(token)

@@ -79,7 +79,31 @@ def test_published_settings(k_matrix: list[list[int]], agreement: float) -> None
 def test_without_room_the_target_reviews() -> None:
     policy = FixedCascade([[5, 5], [0, 10]])
     assert policy.next_action(RowState((4, 4), 4, room=0)) == Review(0)
-    assert policy.next_action(RowState((4, 4), 4, room=3)) == Draft(2, 3)
+    assert policy.next_action(RowState((4, 4), 4, room=3)) == Draft(2, 2)  # and the draft's own
+
+    direct = FixedCascade([[0, 5], [0, 10]])
+    assert direct.next_action(RowState((4, 4), 4, room=3)) == Draft(2, 3)
+
+
+@pytest.mark.parametrize("room", range(12))
+def test_room_does_not_decide_who_reviews(room: int) -> None:
+    """In a vertical cascade the target gets nothing that the first draft has not reviewed, however
+    much the levels below it kept; else it would get drafts because of what they are."""
+    policy = FixedCascade([[3, 0, 0], [0, 2, 0], [0, 0, 2]])
+    for seed in range(200):
+        rng = random.Random(seed)
+        frontier, length, limit = [9, 9, 9], 9, 9 + 1 + room
+        while True:
+            action = policy.next_action(RowState(tuple(frontier), length, limit - 1 - length))
+            if isinstance(action, Draft):
+                length += action.tokens
+                continue
+            if action.level == 0:
+                break
+            kept = rng.randint(0, length - frontier[action.level])
+            length = frontier[action.level] + kept + 1
+            frontier[action.level :] = [length] * (3 - action.level)
+        assert frontier[1] == length <= limit - 1
 
 
 def test_an_exhausted_statistical_level_counts_as_past_its_segment() -> None:

@@ -154,9 +154,7 @@ def decide(
             words = philox(
                 (number, position, sample_index, 1 + 256 * round_), (seed & MASK, seed >> 32)
             )
-            accept, choose = (
-                ((words[i] << 20 | words[i + 1] >> 12) + 0.5) / 2**52 for i in (0, 2)
-            )
+            accept, choose = (((words[i] << 20 | words[i + 1] >> 12) + 0.5) / 2**52 for i in (0, 2))
             if kind == "flip":
                 margin = min(margin, abs(accept - what))
                 asked = run.send(accept < what)
