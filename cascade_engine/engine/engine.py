@@ -44,6 +44,7 @@ class Engine:
             loaded.rows.capacity,
             tuple(self.level_names),
             loaded.decoder_start,
+            loaded.rows.distributions is not None,
         )
         self._directory = loaded.directory
         self._own_format: ChatFormat | None = None

@@ -132,7 +132,9 @@ def load_levels(
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
 
-    rows = TokenRows(options.max_rows, context, vocab_size)
+    rows = TokenRows(
+        options.max_rows, context, vocab_size if isinstance(backend, CpuBackend) else 0
+    )
     neural: list[NeuralLevel] = []
     lines, weight_bytes = [], 0
     for model in models:

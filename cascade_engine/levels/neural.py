@@ -123,10 +123,7 @@ class NeuralLevel:
             trees=[NO_TREE if t is None else (t.tokens, t.parents, t.probs) for t in trees]
             if any(trees)
             else [],
-            distributions=self.rows.distributions,
-            rejections=[item.rejection or NO_REJECTION for item in items]
-            if any(item.rejection for item in items)
-            else [],
+            **self._rejections(items),
         )
         asked = any(item.logprobs is not None or item.siblings for item in items)
         judged = self._judged(items, verdicts, allowed) if asked else []
@@ -162,6 +159,15 @@ class NeuralLevel:
         `[wanted, rows of the head]`. For tools and tests."""
         self._feed([slot], [tokens], [wanted])
         return self._recorder.read(self._logits)
+
+    def _rejections(self, items: Sequence[ReviewItem]) -> dict[str, Any]:
+        """What `accept` needs beside for rows that go by the rejection rule, if there are any."""
+        if not any(item.rejection for item in items):
+            return {}
+        return {
+            "distributions": self.rows.distributions,
+            "rejections": [item.rejection or NO_REJECTION for item in items],
+        }
 
     def _logits_and_tokens(self) -> dict[str, int]:
         tokens = self.rows.tokens

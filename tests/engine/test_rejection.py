@@ -1,10 +1,9 @@
-"""The rejection rule in the engine: whole samples have the target's distribution, whatever drafts."""
+"""The rejection rule in the engine: samples have the target's distribution, whatever drafts."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,8 @@ from cascade_engine.errors import RequestError
 from cascade_engine.levels import Rejection
 from cascade_engine.policy import Policy
 from tests.data import data_path
-from tests.models.support import random_llama
 from tests.engine.test_against_transformers import chi_square, target_distribution
+from tests.models.support import random_llama
 
 PROMPT = "Once upon a time, there was a"
 TOKENS = 4
