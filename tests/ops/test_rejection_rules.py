@@ -101,8 +101,8 @@ def test_block_verification_keeps_more_than_token_by_token() -> None:
         for prob, tokens, dists in drafted(draft, (), lambda _: 2):
             level = lambda _, row: target(row)  # noqa: E731
             start = {
-                "block": lambda t=tokens, d=dists: rule.block(level, (), t, d),
-                "tree": lambda t=tokens, d=dists: rule.tree(level, (), t, (-1, 0), d),
+                "block": lambda t=tokens, d=dists: rule.block(level, (), t, d),  # noqa: B023
+                "tree": lambda t=tokens, d=dists: rule.tree(level, (), t, (-1, 0), d),  # noqa: B023
             }[name]
             for p, (kept, _, _) in rule.outcomes(start):
                 expected[name] += prob * p * len(kept)
@@ -194,8 +194,8 @@ def cascade(
     for prob, tokens, dists in drafted(low, (), lambda _: 2):
         level = lambda _, row: middle(row)  # noqa: E731
         start = {
-            True: lambda t=tokens, d=dists: rule.block(level, (), t, d),
-            False: lambda t=tokens, d=dists: rule.tree(level, (), t, (-1, 0), d, lenience),
+            True: lambda t=tokens, d=dists: rule.block(level, (), t, d),  # noqa: B023
+            False: lambda t=tokens, d=dists: rule.tree(level, (), t, (-1, 0), d, lenience),  # noqa: B023
         }[block]
         for p, (kept, own, vouched) in rule.outcomes(start):
             row = (*tokens[: len(kept)], own)
