@@ -1,6 +1,7 @@
 """Builds cascade_engine._C by calling CMake; CMakeLists.txt holds the sources and the flags."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ class CMakeBuild(build_ext):
             str(build),
             "-G",
             "Ninja",
+            # An isolated build brings its own, in another place each time.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja') or 'ninja'}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
