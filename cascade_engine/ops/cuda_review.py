@@ -56,6 +56,11 @@ class CudaReview:
         trees: Sequence[tuple[list[int], list[int], list[float]]] = (),
     ) -> list[tuple[int, int, list[int]]]:
         """As `_C.accept`. Raises ValueError when a row's logits allow no token."""
+        needed = sum(end - begin + 1 for begin, end in zip(frontiers, lengths, strict=True))
+        if logit_rows >= 0 and needed != logit_rows:
+            raise ValueError(
+                f"the rows need {needed} logit rows (length - frontier + 1 each), got {logit_rows}"
+            )
         program = self._program(logits)
         shape = program.shape
         given = self._device_samplers(samplers, shape.rows, vocab)

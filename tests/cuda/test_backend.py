@@ -109,6 +109,16 @@ def test_reviews_compute_the_bits_of_single_steps(run: Launcher) -> None:
         assert_same_bits(level.score(0, 24, 24 - cut), single[cut:], cut)
 
 
+def test_a_review_says_how_many_logit_rows_it_needs(emulated: Launcher) -> None:
+    backend = CudaBackend(threads=1, launcher=emulated)
+    rows = {"rows": [0, 1], "frontiers": [2, 1], "lengths": [3, 3], "samplers": [Sampler()] * 2}
+    with pytest.raises(ValueError, match=r"the rows need 5 logit rows .* got 7"):
+        backend.accept(
+            logits=0, logits_stride=4, vocab=4, tokens=0, token_stride=8, probs=0, **rows,
+            logit_rows=7,
+        )  # fmt: skip
+
+
 SAMPLERS = [
     {"temperature": 0.0},
     {"temperature": 0.8, "seed": 5, "top_k": 9, "top_p": 0.9, "frequency_penalty": 0.4},

@@ -24,10 +24,7 @@ TASKS = ("arithmetic", "fact", "advice", "skeleton", "expansion")
 
 @pytest.fixture(scope="module")
 def family() -> Family:
-    try:
-        return t5_family()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    return t5_family()
 
 
 @pytest.fixture(scope="module")
