@@ -1,4 +1,4 @@
-"""Loading keeps one copy of the weights: peak memory grows by at most 1.15 times what is kept."""
+"""Loading keeps one copy of the weights: peak memory grows by at most 1.1 times what is kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cascade_engine.demo.family import llama_family
 from cascade_engine.models.config import load_config
 
 SCRIPT = """
@@ -22,6 +23,10 @@ def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
+# Another model first: pages of the libraries count as nobody's weights.
+Engine.load(sys.argv[3], dtype=sys.argv[2], max_rows=1, threads=1)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts from here
 before = status("VmRSS")
 engine = Engine.load(sys.argv[1], dtype=sys.argv[2], max_rows=1, threads=1)
 print(status("VmHWM") - before, engine.report.weight_bytes)
@@ -56,10 +61,12 @@ def test_peak_memory_while_loading(tmp_path: Path, tied: bool) -> None:
     )
     for dtype, factor in (("bfloat16", 1), ("float32", 2), ("int8", 0.5)):
         run = subprocess.run(
-            [sys.executable, "-c", SCRIPT, tmp_path, dtype], capture_output=True, text=True
+            [sys.executable, "-c", SCRIPT, tmp_path, dtype, llama_family().target],
+            capture_output=True,
+            text=True,
         )
         assert run.returncode == 0, run.stderr
         growth, weights = map(int, run.stdout.split())
         assert weights >= 200e6 * factor
-        assert growth <= 1.15 * weights, f"{dtype}: peak {growth / weights:.3f} x the weights"
+        assert growth <= 1.1 * weights, f"{dtype}: peak {growth / weights:.3f} x the weights"
         print(f"tied={tied} {dtype}: peak growth {growth / weights:.3f} x {weights / 1e6:.0f} MB")
