@@ -6,7 +6,7 @@ require_native()
 
 from cascade_engine.engine import Engine, Generation, Piece, StepOutput
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import FixedCascade, PlainDecoding
+from cascade_engine.policy import AutoCascade, FixedCascade, PlainDecoding
 from cascade_engine.serve import AsyncEngine, AsyncStream
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncEngine",
     "AsyncStream",
+    "AutoCascade",
     "Engine",
     "FixedCascade",
     "Generation",

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from cascade_engine.errors import RequestError
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import PUBLISHED, FixedCascade, PlainDecoding, Policy, published
+from cascade_engine.policy import (
+    PUBLISHED,
+    AutoCascade,
+    FixedCascade,
+    PlainDecoding,
+    Policy,
+    published,
+)
 
 FAMILIES = ("llama", "t5")
 
@@ -128,6 +135,11 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
         help=f"a published matrix and lenience: {', '.join(PUBLISHED)}",
     )
     group.add_argument(
+        "--policy",
+        choices=("auto", "fixed", "plain"),
+        help="fixed (default): --k-matrix; auto: finds its setting while it runs; plain: no drafts",
+    )
+    group.add_argument(
         "--lenience", type=float, metavar="L", help="between drafting levels, >= 1 (default 1)"
     )
     group.add_argument(
@@ -212,14 +224,25 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
     """The policy asked for, `default` being the matrix when none is given; raises RequestError for
     options that exclude each other."""
     _check_compare(args)
-    if args.plain:
-        for name in ("preset", "k_matrix", "lenience", "tree", "siblings"):
+    settings = ("preset", "k_matrix", "lenience", "tree", "siblings")
+    fixed = any(getattr(args, name) is not None for name in settings)
+    if args.plain and args.policy not in (None, "plain"):
+        raise RequestError(f"--plain and --policy {args.policy} exclude each other: give one")
+    if args.plain or args.policy == "plain":
+        for name in settings:
             if getattr(args, name) is not None:
                 option = name.replace("_", "-")
-                raise RequestError(f"--plain does not speculate: leave --{option} out")
+                raise RequestError(f"plain decoding does not speculate: leave --{option} out")
         if args.compare:
             raise RequestError("--compare compares with plain decoding: leave --plain out")
         return PlainDecoding()
+    if args.policy == "auto" and fixed:
+        raise RequestError(
+            "--policy auto finds K, lenience and trees itself: leave --k-matrix, --lenience, "
+            "--tree and --siblings out, or give --policy fixed"
+        )
+    if args.policy == "auto":
+        return AutoCascade()
     lenience = 1.0 if args.lenience is None else args.lenience
     tree, siblings = _tree(args.tree), args.siblings or 0
     if args.preset is not None:

@@ -114,6 +114,8 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
         (["--k-matrix", "1,2;3", "x"], "k_matrix must be square"),
         (["--plain", "--lenience", "2", "x"], "leave --lenience out"),
         (["--plain", "--compare", "x"], "leave --plain out"),
+        (["--policy", "auto", "--lenience", "2", "x"], "give --policy fixed"),
+        (["--policy", "fixed", "--plain", "x"], "exclude each other"),
         (["--kv-cache-gb", "-1", "x"], "--kv-cache-gb must be > 0, got -1"),
         (
             ["--dtype", "float8", "x"],

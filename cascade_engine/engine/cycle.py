@@ -22,7 +22,7 @@ from cascade_engine.levels import (
     Verdict,
     cut,
 )
-from cascade_engine.policy import Draft, Policy, Review
+from cascade_engine.policy import Draft, Learner, Listener, Policy, Review
 
 ROWS_BESIDE_NEW_ONES = 16
 """With more rows than that a shared pass takes over twice as long as the new rows alone, so their
@@ -47,9 +47,12 @@ class Cycle:
         self.slots = Slots(neural, tokens, reuse_cache)
         self.stats = EngineStats([*(level.name for level in neural), statistical.name])
         self._neural = neural
-        self._drafting = Drafting(statistical, len(neural), tokens, self.stats)
+        self.listeners: list[Listener] = []
+        """Hear of every pass, review and step."""
+        self._drafting = Drafting(statistical, len(neural), tokens, self.stats, self.listeners)
         self._tokens = tokens
         self._prefill_tokens = prefill_tokens
+        self._learner: Learner | None = None
         self._contexts = [level.context for level in neural]
         self._error: DecodingError | None = None
         """What a step raises when the rows that can go on have emitted."""
@@ -57,6 +60,16 @@ class Cycle:
         """Outputs of a step that raised."""
         self._apart = False
         """The last step was for new rows alone."""
+
+    def set_learner(self, learner: Learner | None) -> None:
+        """From now on this policy hears what it learns from; rows are new to it."""
+        if self._learner is not None:
+            self.listeners.remove(self._learner)
+        if learner is not None:
+            self.listeners.append(learner)
+        self._learner = learner
+        for row in self.rows():
+            row.record = None
 
     def rows(self) -> list[Row]:
         return [*self.waiting, *self.slots.running]
@@ -105,7 +118,7 @@ class Cycle:
 
         Raises DecodingError when requests had to be dropped; what the others emitted is delivered
         by the next step."""
-        begin = time.perf_counter()
+        begin, prefill = time.perf_counter(), self.stats.prefill_seconds
         try:
             self._kept += self._step(policy)
             if self._error is not None:
@@ -114,8 +127,11 @@ class Cycle:
             outputs, self._kept = self._kept, []
             return outputs
         finally:
+            seconds = time.perf_counter() - begin
             self.stats.steps += 1
-            self.stats.step_seconds += time.perf_counter() - begin
+            self.stats.step_seconds += seconds
+            for listener in self.listeners:
+                listener.stepped(seconds, self.stats.prefill_seconds - prefill)
 
     def _step(self, policy: Policy) -> list[StepOutput]:
         while self.waiting and self.slots.admit(self.waiting[0]):
@@ -189,6 +205,7 @@ class Cycle:
         reviews = [(row, action) for row, action in reviews if row.slot != NO_SLOT]
         begin = time.perf_counter()
         items = self._review_items(level, reviews)
+        fed = self._fed(level, items) if self.listeners else 0
         try:
             verdicts = self._neural[level].review(items, lenience)
         except ValueError as error:
@@ -202,7 +219,14 @@ class Cycle:
         self.stats.count_pass(level, len(rows), seconds)
         for row in rows:
             row.stats.levels[level].count_call(seconds / len(rows))
+        for listener in self.listeners:
+            listener.reviewed(level, rows, items, verdicts, fed, seconds)
         return rows
+
+    def _fed(self, level: int, items: Sequence[ReviewItem]) -> int:
+        """Tokens that a level has to read for a review."""
+        cached = self._neural[level].pages.length
+        return sum(item.frontier + item.drafted - cached[item.slot] for item in items)
 
     def _settle(self, level: int, row: Row, item: ReviewItem, verdict: Verdict) -> None:
         """Takes over what a review decided for a row."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stats import EngineStats
 from cascade_engine.levels import Proposal, StatisticalLevel, TokenRows
-from cascade_engine.policy import Draft
+from cascade_engine.policy import Draft, Listener
 
 
 class Drafting:
@@ -16,12 +16,18 @@ class Drafting:
     ask for trees; rows that do not spare this."""
 
     def __init__(
-        self, statistical: StatisticalLevel, level: int, tokens: TokenRows, stats: EngineStats
+        self,
+        statistical: StatisticalLevel,
+        level: int,
+        tokens: TokenRows,
+        stats: EngineStats,
+        listeners: Sequence[Listener],
     ) -> None:
         self._statistical = statistical
         self._level = level
         self._tokens = tokens
         self._stats = stats
+        self._listeners = listeners
 
     def draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         """Appends tokens to rows, or branches to their trees."""
@@ -34,8 +40,16 @@ class Drafting:
             )
         for (row, _), count in zip(chains, counts, strict=True):
             row.append_draft(self._level, count)
-        self._draft_trees([(row, action) for row, action in drafts if action.nodes])
-        seconds = time.perf_counter() - begin
+        middle = time.perf_counter()
+        trees = [(row, action) for row, action in drafts if action.nodes]
+        self._draft_trees(trees)
+        end = time.perf_counter()
+        seconds = end - begin
+        for listener in self._listeners:
+            if chains:
+                listener.drafted(self._level, chains, middle - begin)
+            if trees:
+                listener.drafted(self._level, trees, end - middle)
         self._stats.count_pass(self._level, len(drafts), seconds)
         for row, _ in drafts:
             row.stats.levels[self._level].count_call(seconds / len(drafts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from typing import Any
@@ -16,7 +17,7 @@ from cascade_engine.engine.row import Row
 from cascade_engine.engine.stream import Stream
 from cascade_engine.errors import CapacityError, RequestError
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import FixedCascade, PlainDecoding, Policy
+from cascade_engine.policy import Learner, Learning, LevelSet, PlainDecoding, Policy, named
 
 
 class Engine:
@@ -26,7 +27,7 @@ class Engine:
     """
 
     def __init__(
-        self, loaded: Loaded, policy: Policy | None, reuse_cache: bool, prefill_tokens: int
+        self, loaded: Loaded, policy: Policy | str, reuse_cache: bool, prefill_tokens: int
     ) -> None:
         if prefill_tokens < 1:
             raise RequestError(f"prefill_tokens must be >= 1, got {prefill_tokens}")
@@ -50,8 +51,15 @@ class Engine:
         self._own_format: ChatFormat | None = None
         self._undelivered: list[StepOutput] = []
         self._request_numbers = itertools.count()
+        self._levels = LevelSet(
+            len(self.neural),
+            tuple(level.weights.num_bytes() for level in self.neural),
+            "\n".join((*loaded.report.lines, self.statistical.name, *platform.uname())),
+        )
         self._policy: Policy = PlainDecoding()
-        self.set_policy(policy or FixedCascade.default(len(self.neural)))
+        self._running: Policy = self._policy
+        self._learned: tuple[Learning, Learner] | None = None
+        self.set_policy(policy)
 
     @classmethod
     def load(
@@ -61,7 +69,7 @@ class Engine:
         tables: str | PathLike[str] | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        policy: Policy | None = None,
+        policy: Policy | str = "fixed",
         *,
         threads: int | None = None,
         max_rows: int = 16,
@@ -78,8 +86,9 @@ class Engine:
         `device`: "auto" and "cpu" are the CPU, "cuda" is an NVIDIA GPU of compute capability 8.0
         or newer. `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU); on
         the CPU "float32", "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each
-        output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy` None:
-        `FixedCascade.default`. `threads` None: CASCADE_THREADS, else all physical cores.
+        output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy`: "fixed"
+        (`FixedCascade.default`), "auto" (`AutoCascade()`, which finds its setting while it runs),
+        "plain" or a policy. `threads` None: CASCADE_THREADS, else all physical cores.
         `max_context` bounds every row (default: the target's own context; a T5 has none, see
         docs/t5.md); `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a
         prompt that begins like an earlier one starts from what is cached. A step feeds at most
@@ -101,10 +110,21 @@ class Engine:
     def policy(self) -> Policy:
         return self._policy
 
-    def set_policy(self, policy: Policy) -> None:
-        """Takes effect with the next step; raises RequestError if it does not fit the levels."""
+    def set_policy(self, policy: Policy | str) -> None:
+        """Takes effect with the next step; raises RequestError if it does not fit the levels. What
+        a policy has learnt is there again when the same one is set again."""
+        if isinstance(policy, str):
+            policy = named(policy, len(self.neural))
         policy.check(len(self.neural))
-        self._policy = policy
+        if policy == self._policy:
+            return
+        self._policy = self._running = policy
+        learner = None
+        if isinstance(policy, Learning):
+            if self._learned is None or self._learned[0] != policy:
+                self._learned = policy, policy.start(self._levels)
+            self._running = learner = self._learned[1]
+        self._cycle.set_learner(learner)
 
     @property
     def batching(self) -> Batching:
@@ -193,7 +213,7 @@ class Engine:
 
         Raises DecodingError, once, when requests had to be dropped; nothing of the others is lost.
         """
-        outputs = self._cycle.step(self._policy)
+        outputs = self._cycle.step(self._running)
         delivered, self._undelivered = self._undelivered, []
         return delivered + outputs
 

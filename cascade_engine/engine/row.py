@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -65,6 +66,8 @@ class Row:
     tree: TokenTrie | None = None
     """What was drafted behind the final tokens, the row's own drafts and branches beside them;
     None while nobody asked for branches."""
+    record: Any = None
+    """What a learning policy keeps of the row."""
     started: float = 0.0
     sources: list[int] = field(default_factory=list)
     """For each token behind the prompt, the level that appended it."""
@@ -91,7 +94,15 @@ class Row:
             dormant = tuple(
                 [seen > context or i in self.retired for i, context in enumerate(contexts)]
             )
-        return RowState(tuple(self.frontier), length, room, self.exhausted, self.widened, dormant)
+        return RowState(
+            tuple(self.frontier),
+            length,
+            room,
+            self.exhausted,
+            self.widened,
+            dormant,
+            self.record,
+        )
 
     def review_item(
         self, level: int, tokens: TokenRows, tree: TokenTree | None = None, siblings: int = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class RowState(NamedTuple):
@@ -25,6 +26,8 @@ class RowState(NamedTuple):
     """The statistical level has added to the row's tree since the last review."""
     dormant: tuple[bool, ...] = ()
     """Per neural level: cannot follow this row any more (its context is too short). Empty: none."""
+    record: Any = None
+    """What a learning policy keeps of the row; None until it has heard of it."""
 
     def is_dormant(self, level: int) -> bool:
         return level < len(self.dormant) and self.dormant[level]
@@ -77,3 +80,86 @@ class Policy(Protocol):
 
     def next_action(self, row: RowState) -> Action:
         """The next action for a row; `Review(0)` ends the row's part in an engine step."""
+
+
+class RowSeen(Protocol):
+    """A row, as far as policies and traces that are common to engine and simulator look at it."""
+
+    record: Any
+    """Belongs to the policy that learns."""
+
+    @property
+    def frontier(self) -> list[int]: ...
+
+    @property
+    def length(self) -> int: ...
+
+
+class ReviewSeen(Protocol):
+    """What was reviewed of a row."""
+
+    @property
+    def frontier(self) -> int:
+        """The reviewing level's, before the review."""
+
+    @property
+    def length(self) -> int:
+        """The row's, before the review."""
+
+    @property
+    def tree(self) -> Any:
+        """None: the row's own drafts; else a tree, whose `len` is its nodes."""
+
+
+class VerdictSeen(Protocol):
+    @property
+    def num_accepted(self) -> int:
+        """Drafted tokens that were kept, without the level's own."""
+
+
+class Listener(Protocol):
+    """Hears what an engine does, right after it; changes nothing of what it is given.
+
+    `seconds` are those of the pass.
+    """
+
+    def drafted(self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float) -> None:
+        """The statistical level was asked for these drafts in one go: chains, or trees. Chains
+        stand in the rows."""
+
+    def reviewed(
+        self,
+        level: int,
+        rows: Sequence[RowSeen],
+        items: Sequence[ReviewSeen],
+        verdicts: Sequence[VerdictSeen],
+        fed: int,
+        seconds: float,
+    ) -> None:
+        """A level reviewed rows in one pass over `fed` tokens; the rows are as that left them."""
+
+    def stepped(self, seconds: float, prefill_seconds: float) -> None:
+        """An engine step is over: the time of all of it, and of the prompts' passes in it."""
+
+
+class LevelSet(NamedTuple):
+    """The levels that a policy learns about."""
+
+    neural: int
+    """Neural levels, the target included; the statistical level's number."""
+    weight_bytes: tuple[int, ...]
+    """Of each of them: passes over few tokens take about that much longer."""
+    key: str
+    """Names models, precision and machine: what was learnt is kept under it."""
+
+
+class Learner(Policy, Listener, Protocol):
+    """A policy at work in one engine, which learns while it runs. `next_action` changes nothing:
+    what was learnt takes effect between a target review of a row and its next draft."""
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A policy that learns: each engine starts it anew."""
+
+    def start(self, levels: LevelSet) -> Learner: ...

@@ -36,6 +36,33 @@ def walltime_improvement(
     return expected_tokens(acceptance, drafted) / (drafted * cost + review_cost)
 
 
+def review_cost(
+    width: float, rows: int = 1, token_cost: float = 0.0, knee: float = 16.0, beyond: float = 0.0
+) -> float:
+    """Time of a pass of `rows` rows over `width` tokens each, over that of one row's one token: as
+    long as weights are what it waits for, a token adds the share `token_cost`; beyond `knee` tokens
+    over all rows, where arithmetic is, the share `beyond`."""
+    tokens = rows * width
+    return 1.0 + token_cost * (min(tokens, knee) - 1.0) + beyond * max(tokens - knee, 0.0)
+
+
+def batch_improvement(
+    acceptance: float,
+    drafted: int,
+    cost: float,
+    rows: int,
+    token_cost: float,
+    knee: float = 16.0,
+    beyond: float = 0.0,
+) -> float:
+    """EWIF of one draft for `rows` rows that share each pass, over plain decoding of as many rows:
+    the papers' formula with a review that costs more the more rows and tokens it has."""
+    shape = (token_cost, knee, beyond)
+    step = review_cost(1.0, rows, *shape)
+    spent = drafted * cost * step + review_cost(drafted + 1.0, rows, *shape)
+    return expected_tokens(acceptance, drafted) * step / spent
+
+
 def cascade_tokens(acceptance: float, reviews: int, inner: float, drafted: int) -> float:
     """Tokens of a target pass whose draft was written in `reviews` reviews of a draft model, each
     of `drafted` tokens that it keeps with chance `inner` (the vertical cascade of CS Drafting):

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
+from cascade_engine import (
+    AutoCascade,
+    Engine,
+    FixedCascade,
+    PlainDecoding,
+    SamplingParams,
+    build_info,
+)
 from cascade_engine.levels import NeuralLevel, TokenRows, neural
 from cascade_engine.ops import CpuBackend
 from tests.data import data_path
@@ -42,7 +49,7 @@ def drafters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @dataclass(frozen=True)
 class Case:
     drafts: tuple[str, ...]
-    policy: FixedCascade
+    policy: FixedCascade | AutoCascade
     params: list[SamplingParams]
     prompts: list[str]
     dtype: str
@@ -73,8 +80,11 @@ def random_case(seed: int) -> Case:
     )
 
 
-def random_policy(rng: random.Random, k_matrix: list[list[int]]) -> FixedCascade:
-    """Half of them with trees, of the target alone or of drafting levels too."""
+def random_policy(rng: random.Random, k_matrix: list[list[int]]) -> FixedCascade | AutoCascade:
+    """A third finds its own setting; of the others half are with trees, of the target alone or of
+    drafting levels too."""
+    if rng.random() < 0.33:
+        return AutoCascade(cache=None, trees=rng.random() < 0.8)
     lenience = rng.choice([1.0, 1.0, 2.0, 5.0])
     if rng.random() < 0.5:
         return FixedCascade(k_matrix, lenience)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine import AutoCascade, Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.engine import row as engine_row
 from cascade_engine.errors import RequestError
 from cascade_engine.levels import Rejection
@@ -83,6 +83,8 @@ def excess(policy: Policy, law: dict[tuple[int, ...], float], drafts: int = 1) -
         (FixedCascade([[3, 0, 0], [0, 2, 0], [0, 0, 2]], 3.0, (24, 8), 2), 2),
         (FixedCascade([[5]], tree=12), 0),
         (PlainDecoding(), 0),
+        (AutoCascade(cache=None), 1),
+        (AutoCascade(cache=None), 2),
     ],
 )
 def test_samples_have_the_target_s_distribution(

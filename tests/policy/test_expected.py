@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 
 import pytest
@@ -65,3 +66,34 @@ def test_improvement_is_tokens_over_time() -> None:
     # A cascade whose lowest level writes nothing is a draft that writes token by token.
     plain = expected.walltime_improvement(0.8, 3, 0.2)
     assert expected.cascade_improvement(0.8, 3, 0.5, 0, 0.2) == pytest.approx(plain)
+
+
+def test_a_review_costs_more_with_width_and_rows() -> None:
+    assert expected.review_cost(1.0) == 1.0
+    assert expected.review_cost(9.0, 1, 0.02) == pytest.approx(1.16)
+    assert expected.review_cost(5.0, 4, 0.02, 16.0, 0.1) == pytest.approx(1.0 + 0.3 + 0.4)
+    # With free tokens and one row it is the papers' formula.
+    papers = expected.walltime_improvement(0.8, 5, 0.2)
+    assert expected.batch_improvement(0.8, 5, 0.2, 1, 0.0) == pytest.approx(papers)
+
+
+@pytest.mark.parametrize(("rows", "knee"), [(1, 16.0), (4, 16.0), (16, 8.0)])
+def test_improvement_of_a_batch_by_simulation(rows: int, knee: float) -> None:
+    """Each row drafts until its review rejects; the times are added up pass by pass."""
+    rng = random.Random(rows)
+    acceptance, drafted, cost, token_cost, beyond = 0.7, 4, 0.15, 0.02, 0.08
+
+    def seconds(tokens: int) -> float:
+        return 1.0 + sum(token_cost if t < knee else beyond for t in range(1, tokens))
+
+    emitted, spent = 0, 0.0
+    for _ in range(20000 // rows):
+        spent += drafted * cost * seconds(rows) + seconds(rows * (drafted + 1))
+        for _ in range(rows):
+            kept = 0
+            while kept < drafted and rng.random() < acceptance:
+                kept += 1
+            emitted += kept + 1
+    simulated = emitted / spent / (rows / seconds(rows))
+    formula = expected.batch_improvement(acceptance, drafted, cost, rows, token_cost, knee, beyond)
+    assert formula == pytest.approx(simulated, rel=0.02)

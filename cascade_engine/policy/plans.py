@@ -1,0 +1,102 @@
+"""Plans that the automatic policy chooses from, and what each is expected to give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cascade_engine.policy.base import Action, Draft, Review, RowState
+
+
+class Plan(NamedTuple):
+    """How a row drafts until its next target review. All zeros: plain decoding."""
+
+    drafter: int = 0
+    """The neural level that drafts; 0: none."""
+    tokens: int = 0
+    """Tokens that it vouches for before the target reviews."""
+    second: int = 0
+    """A smaller neural level that drafts for it; 0: none."""
+    second_tokens: int = 0
+    """Tokens that the second vouches for before the drafter reviews them."""
+    width: int = 0
+    """Statistical tokens that the lowest of them reviews at a time; 0: it writes token by token."""
+    tail: int = 0
+    """Statistical tokens behind, which the target reviews unseen by the drafters."""
+    nodes: int = 0
+    """Nodes of the tree that the target reviews instead; 0: a chain."""
+    siblings: int = 0
+    """Runners-up beside each token of a neural draft, in a tree."""
+
+    @property
+    def kind(self) -> tuple[int, int, bool, bool, int]:
+        """What a plan learns about: plans of a kind differ in lengths only."""
+        return self.drafter, self.second, self.width > 0, self.tail > 0, self.nodes
+
+    def next_action(self, row: RowState) -> Action:
+        n = len(row.frontier)
+        if row.room <= 0:
+            return Review(0)
+        drafter, vouched = self.drafter, 0
+        if drafter and not row.is_dormant(drafter):
+            vouched = row.frontier[drafter]
+            if vouched - row.frontier[0] < self.tokens and row.room >= 1:
+                return self._draft(row, n, drafter, 2)
+        if self.nodes:
+            if not row.widened and row.room > 0:
+                return Draft(n, min(self.nodes, row.room), self.nodes)
+            return Review(0, self.nodes)
+        unseen = row.length - max(vouched, row.frontier[0])
+        if unseen < self.tail and not row.exhausted:
+            return Draft(n, min(self.tail - unseen, row.room))
+        return Review(0)
+
+    def _draft(self, row: RowState, n: int, level: int, reviews: int) -> Action:
+        """`reviews`: how many levels will yet append a token of their own. Each finds room for it,
+        so that none is passed over because of what was drafted."""
+        second = self.second
+        if second and level != second and not row.is_dormant(second) and row.room >= reviews:
+            if row.frontier[second] - row.frontier[level] < self.second_tokens:
+                return self._draft(row, n, second, reviews + 1)
+            return Review(level, 0, self.siblings if level == self.drafter else 0)
+        if self.width and not row.exhausted and row.length == row.frontier[level]:
+            room = row.room - reviews + 1
+            if room > 0:
+                return Draft(n, min(self.width, room))
+        return Review(level, 0, self.siblings if level == self.drafter else 0)
+
+
+PLAIN = Plan()
+
+
+class Renewal(NamedTuple):
+    """Reviews that each add 1..w+1 tokens, one after the other."""
+
+    reviews: list[float]
+    """[k]: expected number of them until k tokens are there."""
+    mean: float
+    """Expected tokens of one."""
+
+
+def renewal(kept: Sequence[float], longest: int) -> Renewal:
+    """`kept[d]` is the chance that a review keeps at least d tokens, d = 0..w; it adds one of its
+    own. Exact: u(v), the chance that the total passes through v, sums over the last review."""
+    width = len(kept) - 1
+    sizes = [kept[d] - kept[d + 1] for d in range(width)] + [kept[width]]
+    passes, reviews, total = [1.0], [0.0, 1.0], 1.0
+    for v in range(1, longest):
+        chance = 0.0
+        for x in range(1, min(v, width + 1) + 1):
+            chance += passes[v - x] * sizes[x - 1]
+        passes.append(chance)
+        total += chance
+        reviews.append(total)
+    return Renewal(reviews, sum(kept))
+
+
+def partial_sum(sums: Sequence[float], length: float) -> float:
+    """`sums` at a length between integers."""
+    whole = int(length)
+    if whole >= len(sums) - 1:
+        return sums[-1]
+    return sums[whole] + (length - whole) * (sums[whole + 1] - sums[whole])
