@@ -134,6 +134,29 @@ CUDA_OPS_BARS = (
     ),
 )
 
+EMBEDDED_SHAPE = ("embedded",)
+
+
+def _generation_bar(name: str, rows: int, path: tuple[str, ...], limit: float) -> Bar:
+    return Bar(f"{rows} rows: {name}", ("rows", str(rows), *path), limit, False, EMBEDDED_SHAPE)
+
+
+E2E_BARS = tuple(
+    _generation_bar(name, rows, path, limit)
+    for rows in (1, 4, 16)
+    for name, path, limit in (
+        ("automatic / plain", ("cases", "auto", "over_plain", "total"), 2.0),
+        ("automatic / hf-assisted", ("cases", "auto", "over", "hf-assisted", "total"), 3.0),
+        ("automatic / best fixed setting", ("auto_over_best_fixed",), 0.97),
+    )
+)
+E2E_RANDOM_BARS = tuple(
+    _generation_bar(
+        "automatic / plain, random prompts", rows, ("cases", "auto", "over_plain", "total"), 0.97
+    )
+    for rows in (1, 4, 16)
+)
+
 
 def judge(
     bars: Iterable[Bar], report: Mapping[str, Any], shape: str | None, dtype: str

@@ -8,6 +8,7 @@ CPUs llama.cpp is faster without (bfloat16, 110M shape: by a tenth at 1 token, b
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,9 +133,7 @@ class LlamaCpp:
         import llama_cpp
 
         self._lib = llama_cpp
-        # Kept alive: the library holds its address.
-        self._log = llama_cpp.llama_log_callback(_print_errors)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        log_errors_only()
         llama_cpp.llama_backend_init()
         weights, cache = GGUF_TYPES[dtype]
         self._model = llama_cpp.llama_model_load_from_file(
@@ -235,6 +234,16 @@ class LlamaCpp:
         if code != 0:
             raise PeerUnavailable(f"llama_decode of {batch.n_tokens} tokens returns {code}")
         self._lib.llama_synchronize(self._context)
+
+
+@functools.cache
+def log_errors_only() -> Any:
+    """The library's messages, errors alone. Cached to stay alive: the library holds its address."""
+    import llama_cpp
+
+    callback = llama_cpp.llama_log_callback(_print_errors)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback
 
 
 def _print_errors(level: int, text: bytes, _: Any) -> None:

@@ -110,6 +110,14 @@ def distinct_documents(split: Split, task: Task, count: int, seed: int = 0) -> l
     raise AssertionError("documents() is endless")
 
 
+def sample_prompts(split: Split, count: int) -> list[str]:
+    """`count` prompts of a split, questions and skeleton requests in turn."""
+    tasks: tuple[Task, ...] = ("arithmetic", "fact", "advice", "skeleton")
+    per_task = -(-count // len(tasks))
+    found = [distinct_documents(split, task, per_task) for task in tasks]
+    return [d.prompt for group in zip(*found, strict=True) for d in group][:count]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="print documents of the demo corpus")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="train")
