@@ -13,7 +13,7 @@ import torch
 from bench.generation import Generator, Ours, Transformers
 from bench.llamacpp import write_gguf
 from bench.shapes import DTYPES
-from cascade_engine import Engine, FixedCascade, PlainDecoding
+from cascade_engine import AutoCascade, Engine, FixedCascade, PlainDecoding
 from cascade_engine.errors import RequestError
 from cascade_engine.models.family import open_model
 from cascade_engine.policy import Policy
@@ -61,7 +61,7 @@ def settings_of(names: Sequence[str], grid: bool, models: Models) -> list[Settin
     """Plain decoding and what is named ("fixed" and "auto" where nothing is); with `grid` twelve
     fixed settings."""
     found = [Setting("plain", PlainDecoding())]
-    found += [parse_setting(name, models) for name in names or ("fixed",)]
+    found += [parse_setting(name, models) for name in names or ("fixed", "auto")]
     if grid:
         found += [parse_setting(name, models) for name in grid_of(len(models.drafts) + 1)]
     if len({setting.name for setting in found}) < len(found):
@@ -75,6 +75,8 @@ def parse_setting(text: str, models: Models) -> Setting:
     if text == "fixed":
         matrix = models.k_matrix or FixedCascade.default(levels).k_matrix
         return Setting(text, FixedCascade(matrix))
+    if text == "auto":
+        return Setting(text, AutoCascade(cache=None))
     matrix_text, *options = text.split()
     values: dict[str, float] = {}
     for option in options:
@@ -121,25 +123,19 @@ def grid_of(levels: int) -> list[str]:
 
 
 def open_ours(models: Models, settings: Sequence[Setting]) -> dict[str, Generator]:
-    """A case for each setting. Policies without a memory share one engine."""
-    engines: dict[str, Engine] = {}
-    cases: dict[str, Generator] = {}
-    for name, policy in settings:
-        key = name if hasattr(policy, "observer") else ""
-        if key not in engines:
-            engines[key] = Engine.load(
-                models.target,
-                models.drafts,
-                models.table,
-                dtype=str(DTYPES[models.dtype]).removeprefix("torch."),
-                policy=policy,
-                threads=models.threads,
-                max_rows=models.rows,
-                max_context=models.context,
-                reuse_cache=False,
-            )
-        cases[name] = Ours(engines[key], policy, models.limit, ignore_eos=not models.stops)
-    return cases
+    """A case for each setting, all on one engine: what a policy has learnt stays with it."""
+    engine = Engine.load(
+        models.target,
+        models.drafts,
+        models.table,
+        dtype=str(DTYPES[models.dtype]).removeprefix("torch."),
+        threads=models.threads,
+        max_rows=models.rows,
+        max_context=models.context,
+        reuse_cache=False,
+    )
+    ignore_eos = not models.stops
+    return {name: Ours(engine, policy, models.limit, ignore_eos) for name, policy in settings}
 
 
 def open_peers(

@@ -17,6 +17,7 @@ LAYERS = {
     "_C": 0,
     "kernels": 0,
     "params": 1,
+    "prompt_files": 1,
     "build_info": 1,
     "ops": 2,
     "models": 3,
