@@ -115,17 +115,24 @@ def replay(turns: Sequence[Turn], drafter: Drafter) -> Tally:
     return tally
 
 
-def agreeing(tokens: Sequence[int], parents: Sequence[int], truth: Sequence[int]) -> int:
+def agreeing_path(tokens: Sequence[int], parents: Sequence[int], truth: Sequence[int]) -> list[int]:
     """Nodes of the drafted tree on the path that spells the beginning of `truth`."""
+    path: list[int] = []
     tip = -1
-    for depth, token in enumerate(truth):
+    for token in truth:
         for node in range(tip + 1, len(tokens)):
             if parents[node] == tip and tokens[node] == token:
                 tip = node
+                path.append(node)
                 break
         else:
-            return depth
-    return len(truth)
+            break
+    return path
+
+
+def agreeing(tokens: Sequence[int], parents: Sequence[int], truth: Sequence[int]) -> int:
+    """How many drafted tokens a review keeps that goes by `truth`."""
+    return len(agreeing_path(tokens, parents, truth))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

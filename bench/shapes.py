@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from cascade_engine.models.config import load_config
+from cascade_engine.models.checkpoint import SLICE_BYTES, Checkpoint
+from cascade_engine.models.config import LlamaConfig, load_config
 
 SHAPES = {
     "7b": {
@@ -50,8 +52,8 @@ def vocabulary_of(name: str) -> int:
     return SHAPES[name].get("vocab_size", VOCABULARY)
 
 
-def write_shape(name: str, dtype: str, directory: Path) -> Path:
-    """A checkpoint of a named shape (tied head, context 8192) with random weights."""
+def write_config(name: str, dtype: str, directory: Path) -> LlamaConfig:
+    """The configuration of a named shape (tied head, context 8192), written and read back."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "model_type": "llama",
@@ -67,8 +69,15 @@ def write_shape(name: str, dtype: str, directory: Path) -> Path:
         **SHAPES[name],
     }
     (directory / "config.json").write_text(json.dumps(config))
+    found = load_config(directory)
+    assert isinstance(found, LlamaConfig)
+    return found
+
+
+def write_shape(name: str, dtype: str, directory: Path) -> Path:
+    """A checkpoint of a named shape with random weights."""
     generator = torch.Generator().manual_seed(0)
-    shapes = load_config(directory).tensor_shapes()
+    shapes = write_config(name, dtype, directory).tensor_shapes()
     tensors = {}
     for key, shape in shapes.items():
         part = key.split(".")[-2]
@@ -78,3 +87,34 @@ def write_shape(name: str, dtype: str, directory: Path) -> Path:
         tensors[key] = (values + ("norm" in part)).to(DTYPES[dtype])
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
+
+
+class RandomWeights(Checkpoint):
+    """Random tensors of a configuration in place of files, cut from one block of numbers as they
+    are asked for: a model of 7B takes no more memory than its packed weights."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(Path("random weights"), {})
+        self._shapes = config.tensor_shapes()
+        longest = max(shape[-1] for shape in self._shapes.values())
+        count = max(SLICE_BYTES // 2, longest)
+        generator = torch.Generator().manual_seed(0)
+        self._block = (torch.randn(count, generator=generator) * DEVIATION).to(torch.bfloat16)
+
+    def expect(
+        self, shapes: Mapping[str, Sequence[int]], tied: Mapping[str, str] | None = None
+    ) -> None:
+        """Whatever is asked for is there."""
+
+    def tensor(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape) if "norm" in name else torch.zeros(shape)
+        rows = (shape[0] if stop is None else stop) - start
+        return self._block[: rows * shape[1]].view(rows, shape[1])
+
+    def slices(self, name: str, max_bytes: int = SLICE_BYTES) -> Iterator[tuple[int, torch.Tensor]]:
+        rows, columns = self._shapes[name]
+        step = len(self._block) // columns
+        for start in range(0, rows, step):
+            yield start, self.tensor(name, start, min(start + step, rows))

@@ -23,7 +23,7 @@ from bench.measure import machine_facts, write_json
 from bench.questions import OWN, PUBLIC, data_folder, questions
 from bench.replay import Turn, read_turns, replay
 from bench.swi_papers import COMPARABLE, PAPER, previous_work_costs, size_costs, swi
-from cascade_engine import FixedCascade, PlainDecoding
+from cascade_engine import AutoCascade, FixedCascade, PlainDecoding
 from cascade_engine.demo.family import llama_family, t5_family
 from cascade_engine.engine.loading import LoadOptions
 from cascade_engine.errors import CascadeError
@@ -42,7 +42,7 @@ SHARES = {"spec_bench_vicuna7b_dev.jsonl": {"GSM8K": "math_reasoning"}}
 
 def modes(full: FixedCascade, names: Sequence[str], k: int) -> list[Setting]:
     """Plain decoding, speculative decoding by each draft (k tokens), the cascades of `full` alone
-    and together. `names`: of the neural levels."""
+    and together, and what the engine finds by itself. `names`: of the neural levels."""
     rows, n = full.k_matrix, len(full.k_matrix)
     vertical = [[k_ij if i == j else 0 for j, k_ij in enumerate(row)] for i, row in enumerate(rows)]
     neural = rows[0][:-1]
@@ -54,6 +54,7 @@ def modes(full: FixedCascade, names: Sequence[str], k: int) -> list[Setting]:
         Setting("vertical only", FixedCascade(vertical, full.lenience)),
         Setting("horizontal only", FixedCascade(_only(n, [*neural, copied]), full.lenience)),
         Setting("full cascade", full),
+        Setting("automatic", AutoCascade(cache=None)),
     ]
     return settings
 

@@ -11,7 +11,7 @@ from bench.cascades import BigramLevel, Models, Setting, Tally, run
 from bench.questions import Question, chosen_letter, final_number, questions
 from bench.swi import families, main, measured_costs, modes, parse
 from bench.swi_papers import previous_work_costs, size_costs, swi
-from cascade_engine import FixedCascade, PlainDecoding
+from cascade_engine import AutoCascade, FixedCascade, PlainDecoding
 from cascade_engine.demo.family import llama_family
 from cascade_engine.engine.loading import LoadOptions
 from cascade_engine.levels import Proposal
@@ -49,6 +49,7 @@ def test_modes_take_the_cascade_apart() -> None:
     assert by_name["vertical only"] == FixedCascade([[5, 0, 0], [0, 1, 0], [0, 0, 10]], 2.0)
     assert by_name["horizontal only"] == FixedCascade([[5, 14, 1], [0] * 3, [0] * 3], 2.0)
     assert by_name["full cascade"] is full
+    assert isinstance(by_name["automatic"], AutoCascade)
 
 
 def test_measured_costs() -> None:
