@@ -17,7 +17,7 @@ from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import ModelConfig
 from cascade_engine.models.family import ModelWeights, load_weights, open_model
 from cascade_engine.models.t5 import T5Weights
-from cascade_engine.models.t5_config import T5Config
+from cascade_engine.models.t5_config import T5Config, float16_refusal
 from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable, activation_dtype
 from cascade_engine.tables import load_table, prebuilt_for
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
@@ -124,8 +124,6 @@ def load_levels(
     backend = make_backend(options)
     models = [_open(path, options) for path in (target, *drafts)]
     decoder_start = _shared_decoder_start(models)
-    if decoder_start is not None and options.place != "cpu":
-        raise RequestError(f"T5 models run on device 'cpu' alone so far, got {options.device!r}")
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
     ngrams = _ngram_table(table, tokenizer, vocab_size)
@@ -173,7 +171,6 @@ def _level(
     left_padded = options.padding == "left"
     sizes = _context(model.config, context), tokens, vocab_size, left_padded
     if isinstance(weights, T5Weights):
-        assert isinstance(backend, CpuBackend)
         return EncoderDecoderLevel(model.name, weights, backend, rows, *sizes)
     return NeuralLevel(model.name, weights, backend, rows, *sizes)
 
@@ -221,6 +218,8 @@ def _open(path: str | PathLike[str], options: LoadOptions) -> _Model:
             f"{directory.name} is stored as {str(stored).removeprefix('torch.')}, which device "
             f"{options.place!r} does not compute in; pass dtype='bfloat16' or 'float16'"
         )
+    if isinstance(config, T5Config) and config.gated and chosen == torch.float16:
+        raise ConfigError(f"{directory.name}: {float16_refusal('dtype float16')}")
     if chosen != stored:
         note = f" (checkpoint: {str(stored).removeprefix('torch.')})"
     return _Model(

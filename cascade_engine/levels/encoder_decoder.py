@@ -11,7 +11,7 @@ from cascade_engine.levels.neural import NeuralLevel
 from cascade_engine.levels.rows import TokenRows
 from cascade_engine.models import t5
 from cascade_engine.models.t5 import T5Weights
-from cascade_engine.ops import CpuBackend
+from cascade_engine.ops import CpuBackend, CudaBackend
 
 
 class EncoderDecoderLevel(NeuralLevel):
@@ -30,7 +30,7 @@ class EncoderDecoderLevel(NeuralLevel):
         self,
         name: str,
         weights: T5Weights,
-        backend: CpuBackend,
+        backend: CpuBackend | CudaBackend,
         rows: TokenRows,
         context: int,
         tokens: int,
@@ -45,11 +45,11 @@ class EncoderDecoderLevel(NeuralLevel):
         )
         self._encoded = t5.encode(self._encoder_recorder, weights, list(layers))
         self._encoder = self._encoder_recorder.program
+        num_rows, capacity = rows.tokens.shape
+        self._encoder.bind_rows(rows.tokens.data_ptr(), capacity, num_rows)
         programs: tuple[Any, ...] = (self._encoder, self._program)
         for program in programs:
             program.bind_sources(rows.sources.data_ptr())
-        num_rows, capacity = rows.tokens.shape
-        self._encoder.bind_rows(rows.tokens.data_ptr(), capacity, num_rows)
         table = self.pages.block_table
         self._encoder.bind_block_tables(table.data_ptr(), table.shape[1], self.pages.pages)
 

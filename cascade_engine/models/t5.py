@@ -19,7 +19,7 @@ from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.llama import Loader, tensors_of
 from cascade_engine.models.relative import bias_by_offset
 from cascade_engine.models.t5_config import T5Config, float16_refusal
-from cascade_engine.ops import CpuBackend, LinearWeight, RelativeBias, activation_dtype
+from cascade_engine.ops import CpuBackend, CudaBackend, LinearWeight, RelativeBias, activation_dtype
 
 SCALE = 1.0
 """Of attention scores: the initialisation of the query projection stands in for it."""
@@ -96,7 +96,11 @@ class _T5Loader(Loader):
     """The blocks of a T5 checkpoint."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: T5Config, backend: CpuBackend, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        config: T5Config,
+        backend: CpuBackend | CudaBackend,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__(checkpoint, backend, dtype)
         self.config = config
@@ -155,7 +159,7 @@ class _T5Loader(Loader):
 def load_weights(
     checkpoint: Checkpoint,
     config: T5Config,
-    backend: CpuBackend,
+    backend: CpuBackend | CudaBackend,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
 ) -> T5Weights:

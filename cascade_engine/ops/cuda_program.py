@@ -70,7 +70,10 @@ class CudaProgram:
         self.max_chunks = 1
         self.batch: dict[str, Any] = {}
         self.wanted: torch.Tensor | None = None
+        self.sources: torch.Tensor | None = None
         self.shape = Shape(0, 0, 0)
+        self._host_sources: torch.Tensor | None = None
+        self._attends: set[bool] = set()
         self._counts: list[int] = []
         self._logits: list[int] = []
         self._graphs: dict[Shape, Callable[[], object] | None] | None = {} if graphs else None
@@ -88,6 +91,15 @@ class CudaProgram:
         self._pages = pages
         self.tables = torch.zeros((rows, stride), dtype=torch.int32, device=self.launcher.device)
         self.max_chunks = -(-stride * PAGE_TOKENS // CHUNK)
+
+    def bind_sources(self, address: int) -> None:
+        """Host memory, int32 `[rows]`: tokens at each row's beginning that an encoder reads. A row
+        with a source feeds either exactly that (the encoder's pass) or tokens behind it."""
+        self._host_sources = host_ints(address, self._host_tokens.shape[0])
+
+    def attends(self, over_source: bool) -> None:
+        """There is attention over sources, or behind them."""
+        self._attends.add(over_source)
 
     def run(
         self,
@@ -167,6 +179,21 @@ class CudaProgram:
                 raise CapacityError(
                     f"row {row}: tokens {start}..{start + count - 1} do not fit its {limit} places"
                 )
+            self._check_source(row, start, count)
+
+    def _check_source(self, row: int, start: int, count: int) -> None:
+        source = self._source(row)
+        if source == 0 and True in self._attends:
+            raise ValueError(f"row {row} has no source to attend to")
+        encodes = start == 0 and count == source and False not in self._attends
+        if start < source and not encodes:
+            raise ValueError(
+                f"row {row} feeds positions {start}..{start + count - 1}, but its source ends at "
+                f"{source}: an encoder takes the whole source, a decoder what is behind it"
+            )
+
+    def _source(self, row: int) -> int:
+        return 0 if self._host_sources is None else int(self._host_sources[row])
 
     def _upload(
         self,
@@ -178,13 +205,14 @@ class CudaProgram:
         trees: Sequence[Tree],
     ) -> None:
         """The batch's description, its tokens and its block tables."""
-        ints = torch.zeros(5, shape.rows, dtype=torch.int32)
+        ints = torch.zeros(6, shape.rows, dtype=torch.int32)
         ints[0] = -1
         ints[3] = NO_TREE
         words = torch.zeros(shape.rows, shape.width, dtype=torch.int64)
         places, fed = [], []
         for i, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
             ints[0, i], ints[1, i], ints[2, i], ints[4, i] = row, start, count, logits[i]
+            ints[5, i] = self._source(row)
             nodes, parents = trees[i] if trees else ((), ())
             before = count - len(nodes)
             if nodes:
@@ -204,7 +232,7 @@ class CudaProgram:
             inputs["words"] = torch.empty_like(words, device=device)
         inputs["ints"].copy_(ints, non_blocking=True)
         inputs["words"].copy_(words, non_blocking=True)
-        slots_, starts_, counts_, bases, self.wanted = inputs["ints"]
+        slots_, starts_, counts_, bases, self.wanted, self.sources = inputs["ints"]
         self.batch = {
             "rows": shape.rows,
             "width": shape.width,

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from cascade_engine.errors import RequestError
+from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import LinearWeight
 from cascade_engine.ops.cuda_program import Buffer, CudaProgram, Shape
-from cascade_engine.ops.launch import ADD, ELEMENT, STORE, SWIGLU, Launcher
+from cascade_engine.ops.launch import ADD, ELEMENT, GEGLU, RELU, ROUND, STORE, SWIGLU, Launcher
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,7 @@ class CudaRecorder:
 
     def rope_store(self, qkv: int, heads: int, cache: CudaCacheLayer) -> None:
         """Rotates queries, stores rotated keys and values in the cache."""
-        queries = self._buffer("queries", cache.keys.dtype, heads * cache.head_dim)
-        self._queries[qkv] = queries
+        queries = self._queries[qkv] = self._query_buffer(heads, cache)
         cos, sin = self._angles if self._angles is not None else (None, None)
         self._add(
             "rope_store",
@@ -176,21 +176,34 @@ class CudaRecorder:
         )
 
     def attention(
-        self, qkv: int, heads: int, scale: float, cache: CudaCacheLayer, dtype: torch.dtype
+        self,
+        queries: int,
+        heads: int,
+        scale: float,
+        cache: CudaCacheLayer,
+        dtype: torch.dtype,
+        bias: RelativeBias | None = None,
+        over_source: bool = False,
     ) -> int:
-        """Causal attention over the cache, `[rows, heads * head_dim]` as `dtype`."""
+        """Attention over the cache, `[rows, heads * head_dim]` as `dtype`: causal, from the end of
+        the row's source on, or of every row over the whole source. `queries` have been through
+        rope_store or are those of the product before, which then rounds them itself."""
         out = self._buffer("attention", dtype, heads * cache.head_dim)
         self._heads.add((heads, cache.head_dim))
+        self.program.attends(over_source)
+        if self._fused(queries, ROUND, rounded := self._query_buffer(heads, cache)):
+            self._queries[queries] = rounded
         self._add(
             "attention",
             False,
             batch=_batch,
-            queries=self._memory(self._queries[qkv]),
+            queries=self._memory(self._queries[queries]),
             heads=heads,
             scale=scale,
-            bias=None,
-            bias_distances=0,
-            kv_lengths=None,
+            bias=None if bias is None else bias.table.to(self._run.device),
+            bias_reach=0 if bias is None else bias.reach,
+            sources=lambda shape, batch, rows: self.program.sources,
+            over_source=over_source,
             cache=cache.arguments(),
             out=self._memory(out),
             max_chunks=lambda shape, batch, rows: self.program.max_chunks,
@@ -200,20 +213,45 @@ class CudaRecorder:
         )
         return out
 
+    def _query_buffer(self, heads: int, cache: CudaCacheLayer) -> int:
+        return self._buffer("queries", cache.keys.dtype, heads * cache.head_dim)
+
+    def _fused(self, linear: int, output: int, out: int) -> bool:
+        """Whether the product recorded last computes `linear`: then it does what is to be done to
+        it itself, and writes `out` instead."""
+        last, self._last_linear = self._last_linear, None
+        if last is None or last[2] != linear:
+            return False
+        x, weight, _ = last
+        if output in (SWIGLU, GEGLU):
+            interleave_gates(weight)
+        self.program.steps.pop()
+        self._add_linear(x, weight, output, out)
+        return True
+
     def swiglu(self, gate_up: int, dtype: torch.dtype) -> int:
         """`silu(gate) * up` of the two halves of `gate_up`, as `dtype`. Behind the product that
         computed them it is part of that product: the weight's gates and ups are interleaved."""
+        return self._gate("swiglu", SWIGLU, gate_up, dtype)
+
+    def geglu(self, gate_up: int, dtype: torch.dtype) -> int:
+        """`gelu(gate) * up`, as swiglu; GELU by its tanh form."""
+        return self._gate("geglu", GEGLU, gate_up, dtype)
+
+    def relu(self, x: int, dtype: torch.dtype) -> int:
+        """`max(x, 0)` as `dtype`, of the product recorded last."""
+        out = self._buffer("relu", dtype, self.program.cols(x), self._per_logit(x))
+        if not self._fused(x, RELU, out):
+            raise ValueError("device 'cuda' has relu as part of the product before it")
+        return out
+
+    def _gate(self, name: str, output: int, gate_up: int, dtype: torch.dtype) -> int:
         cols = self.program.cols(gate_up) // 2
-        out = self._buffer("swiglu", dtype, cols, self._per_logit(gate_up))
-        last, self._last_linear = self._last_linear, None
-        if last is not None and last[2] == gate_up and cols % 8 == 0:
-            x, weight, _ = last
-            interleave_gates(weight)
-            self.program.steps.pop()
-            self._add_linear(x, weight, SWIGLU, out)
+        out = self._buffer(name, dtype, cols, self._per_logit(gate_up))
+        if cols % 8 == 0 and self._fused(gate_up, output, out):
             return out
         self._add(
-            "swiglu",
+            name,
             self._per_logit(gate_up),
             gate_up=self._memory(gate_up),
             rows=_rows,
@@ -240,8 +278,8 @@ class CudaRecorder:
         )
         return out
 
-    def read(self, buffer: int) -> torch.Tensor:
-        """A copy of a float32 buffer as the last run left it."""
+    def read(self, buffer: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A copy of a buffer of `dtype` as the last run left it."""
         return self.program.read(buffer)
 
     def cache_layers(

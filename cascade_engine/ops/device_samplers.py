@@ -12,6 +12,7 @@ from cascade_engine.ops.launch import Launcher
 SCALARS = (
     *("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"),
     *("frequency_penalty", "top_k", "sample_index", "seed", "prompt_length", "min_tokens"),
+    "source_length",
 )
 LIMIT = 2**31 - 1
 
@@ -35,7 +36,7 @@ class DeviceSamplers:
             stops += p["stop_ids"] if p["min_tokens"] else []
             lists |= {"bias_end": len(biases), "stop_end": len(stops)}
             scalars = {key: p[key] for key in SCALARS}
-            for key in ("top_k", "prompt_length", "min_tokens"):
+            for key in ("top_k", "prompt_length", "min_tokens", "source_length"):
                 scalars[key] = min(scalars[key], LIMIT // 2)
             launcher.module.pack_sampler(row.data_ptr(), **scalars, **lists)
             self.edits |= _edits(p)

@@ -11,7 +11,7 @@ import torch
 
 ELEMENT = {torch.bfloat16: 1, torch.float16: 2}
 """Element types of csrc/include/ce/cuda_kernels.h."""
-STORE, ADD, SWIGLU = 0, 1, 2
+STORE, ADD, SWIGLU, GEGLU, RELU, ROUND = range(6)
 """What `linear` does with its sums."""
 EMULATED_MULTIPROCESSORS = 4
 EMULATED_SHARED_LIMIT = 227 << 10

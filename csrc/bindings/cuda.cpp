@@ -59,6 +59,14 @@ class Keywords {
   size_t taken_ = 0;
 };
 
+GateArgs gate_args(const char* name, const py::kwargs& kwargs) {
+  GateArgs a;
+  Keywords k(name, kwargs);
+  k.take("gate_up", a.gate_up).take("rows", a.rows).take("cols", a.cols).take("out", a.out);
+  k.take("out_stride", a.out_stride).take("dtype", a.dtype).finish();
+  return a;
+}
+
 void bind_forward(py::module_& m) {
   m.def("embedding", [](Stream stream, const py::kwargs& kwargs) {
     EmbeddingArgs a;
@@ -84,12 +92,10 @@ void bind_forward(py::module_& m) {
     rms_norm(a, stream);
   });
   m.def("swiglu", [](Stream stream, const py::kwargs& kwargs) {
-    ce::cuda::SwigluArgs a;
-    Keywords k("swiglu", kwargs);
-    k.take("gate_up", a.gate_up).take("rows", a.rows).take("cols", a.cols).take("out", a.out);
-    k.take("out_stride", a.out_stride).take("dtype", a.dtype).finish();
-    swiglu(a, stream);
+    swiglu(gate_args("swiglu", kwargs), stream);
   });
+  m.def("geglu",
+        [](Stream stream, const py::kwargs& kwargs) { geglu(gate_args("geglu", kwargs), stream); });
   m.def("linear", [](Stream stream, const py::kwargs& kwargs) {
     ce::cuda::LinearArgs a;
     Keywords k("linear", kwargs);
@@ -141,8 +147,9 @@ void bind_cache(py::module_& m) {
     ce::cuda::AttentionArgs a;
     Keywords k("attention", kwargs);
     k.take("batch", a.batch).take("queries", a.queries).take("heads", a.heads);
-    k.take("scale", a.scale).take("bias", a.bias).take("bias_distances", a.bias_distances);
-    k.take("kv_lengths", a.kv_lengths).take("cache", a.cache).take("out", a.out);
+    k.take("scale", a.scale).take("bias", a.bias.table).take("bias_reach", a.bias.reach);
+    k.take("sources", a.sources).take("over_source", a.over_source).take("cache", a.cache);
+    k.take("out", a.out);
     k.take("max_chunks", a.max_chunks).take("partials", a.partials);
     k.take("multiprocessors", a.multiprocessors).take("shared_limit", a.shared_limit).finish();
     attention(a, stream);
@@ -160,6 +167,7 @@ void pack_sampler(std::uintptr_t out, const py::kwargs& kwargs) {
   k.take("frequency_penalty", s.frequency_penalty);
   k.take("top_k", s.top_k).take("sample_index", s.sample_index).take("seed", s.seed);
   k.take("prompt_length", s.prompt_length).take("min_tokens", s.min_tokens);
+  k.take("source_length", s.source_length);
   k.take("bias_begin", s.bias_begin).take("bias_end", s.bias_end);
   k.take("stop_begin", s.stop_begin).take("stop_end", s.stop_end).finish();
 }

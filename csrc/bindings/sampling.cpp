@@ -259,6 +259,7 @@ py::dict sampler_params(const Sampler& sampler) {
   out["seed"] = p.seed;
   out["sample_index"] = p.sample_index;
   out["prompt_length"] = p.prompt_length;
+  out["source_length"] = p.source_length;
   return out;
 }
 

@@ -34,6 +34,7 @@ struct Shared {
   uint4 tiles[kStages][kTile][kDim / 8];
   uint4 queries[kRowTiles * 16][kDim / 8];
   float scores[kRowTiles * 16][kScoreStride];  // later weights, 16 bits each, from a row's start
+  int32_t positions[kRowTiles * 16];           // of the query rows
   int32_t limits[kRowTiles * 16];              // the last position that a query row sees, -1: none
   int64_t first_item[kAttentionMaxRows + 1];
 };
@@ -50,7 +51,7 @@ __device__ __forceinline__ void load_tile(const AttentionArgs& args, const Item&
   for (int i = static_cast<int>(threadIdx.x); i < kTile * (kDim / 8); i += kThreads) {
     const int place = i / (kDim / 8), piece = i % (kDim / 8);
     const int32_t position = first + place;
-    const bool there = position < item.positions && piece * 8 < cache.head_dim;
+    const bool there = position >= item.begin && position < item.end && piece * 8 < cache.head_dim;
     const uint16_t* from = base;
     if (there) {
       const int32_t index = index_of_position(item.path, position);
@@ -79,9 +80,14 @@ __device__ __forceinline__ void load_queries(const AttentionArgs& args, const It
   for (int row = static_cast<int>(threadIdx.x); row < kRowTiles * 16; row += kThreads) {
     const Query q =
         query_at(args.batch, item.row, row < item.rows ? (item.first + row) / group : -1);
-    const bool everything = args.kv_lengths != nullptr && q.index >= 0;
-    shared.limits[row] = everything ? item.positions - 1 : q.position;
+    shared.positions[row] = q.position;
+    shared.limits[row] = args.over_source && q.index >= 0 ? item.end - 1 : q.position;
   }
+}
+
+__device__ __forceinline__ float bias_of(const RelativeBias& bias, int head, int offset) {
+  const int clamped = offset < -bias.reach ? -bias.reach : smaller(offset, bias.reach);
+  return bias.table[head * bias.width() + bias.reach + kBiasMargin + clamped];
 }
 
 // Scores of the warp's 16 positions of a tile of keys.
@@ -118,13 +124,12 @@ __device__ __forceinline__ void score_tile(const AttentionArgs& args, const Item
         const int row = r * 16 + lane / 4 + i / 2 * 8;
         const int place = tile * kTile + first + n * 8 + lane % 4 * 2 + i % 2;
         const int position = item.chunk * kAttentionChunk + place;
-        const int distance = shared.limits[row] - position;
+        const bool seen = position >= item.begin && position <= shared.limits[row];
         float score = sums[r][n][i] * args.scale;
-        if (args.bias != nullptr && distance >= 0)
-          score +=
-              args.bias[(item.kv_head * group + (item.first + row) % group) * args.bias_distances +
-                        smaller(distance, args.bias_distances - 1)];
-        shared.scores[row][place] = distance >= 0 ? score : -INFINITY;
+        if (args.bias.table != nullptr && seen)
+          score += bias_of(args.bias, item.kv_head * group + (item.first + row) % group,
+                           position - shared.positions[row]);
+        shared.scores[row][place] = seen ? score : -INFINITY;
       }
 }
 
@@ -232,7 +237,7 @@ __device__ __forceinline__ int64_t stats_floats(int64_t rows, int heads, int max
 template <typename T, int kDim, int kRowTiles>
 __device__ __forceinline__ void run_item(const AttentionArgs& args, const Item& item,
                                          Shared<kDim, kRowTiles>& shared) {
-  const int left = item.positions - item.chunk * kAttentionChunk;
+  const int left = item.end - item.chunk * kAttentionChunk;
   if (left <= 0) return;
   const int tiles = smaller(static_cast<int>(ceil_div(left, kTile)), kChunkTiles);
   float* stats = args.partials;
@@ -294,20 +299,20 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(AttentionArgs args) {
   const int64_t a = warp / args.heads;
   const int r = static_cast<int>(a / args.batch.width), dim = args.cache.head_dim;
   const Query q = query_at(args.batch, r, static_cast<int>(a % args.batch.width));
-  int32_t positions = q.position + 1;
-  if (args.kv_lengths != nullptr && q.index >= 0) positions = args.kv_lengths[r];
-  const int chunks = static_cast<int>(ceil_div(positions, kAttentionChunk));
+  const int32_t end = args.over_source && q.index >= 0 ? source_of(args, r) : q.position + 1;
+  const int begin = first_chunk(args, r), chunks = static_cast<int>(ceil_div(end, kAttentionChunk));
   const float* stats = args.partials + warp * args.max_chunks * 2;
   const float* outputs = args.partials + stats_floats(rows, args.heads, args.max_chunks) +
                          warp * args.max_chunks * dim;
   float highest = -INFINITY, sum = 0.0f;
-  for (int c = 0; c < chunks; ++c) highest = fmaxf(highest, stats[2 * c]);
-  for (int c = 0; c < chunks; ++c) sum = fmaf(expf(stats[2 * c] - highest), stats[2 * c + 1], sum);
+  for (int c = begin; c < chunks; ++c) highest = fmaxf(highest, stats[2 * c]);
+  for (int c = begin; c < chunks; ++c)
+    sum = fmaf(expf(stats[2 * c] - highest), stats[2 * c + 1], sum);
   for (int d = lane; d < dim; d += kWarp) {
     float out = 0.0f;
-    for (int c = 0; c < chunks; ++c)
+    for (int c = begin; c < chunks; ++c)
       out = fmaf(expf(stats[2 * c] - highest), outputs[static_cast<int64_t>(c) * dim + d], out);
-    static_cast<T*>(args.out)[warp * dim + d] = from_float<T>(chunks > 0 ? out / sum : 0.0f);
+    static_cast<T*>(args.out)[warp * dim + d] = from_float<T>(end > 0 ? out / sum : 0.0f);
   }
 }
 
@@ -350,6 +355,7 @@ void attention(const AttentionArgs& args, Stream stream) {
            args.heads / kv_heads);
   CE_CHECK(args.batch.rows <= kAttentionMaxRows, "attention: at most ", kAttentionMaxRows,
            " rows in a pass, got ", args.batch.rows);
+  CE_CHECK(args.sources != nullptr || !args.over_source, "attention over a source needs sources");
   if (args.batch.rows <= 0 || args.batch.width <= 0) return;
   const int rows = args.batch.width * (args.heads / kv_heads);
   CE_DISPATCH_ELEMENT(args.cache.dtype, T, {

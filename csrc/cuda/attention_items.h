@@ -9,10 +9,21 @@ constexpr int kTailChunks = 2;  // that the up to 64 positions of a path can tou
 
 // A row of the batch as items see it.
 struct RowPlan {
-  int count = 0, chunks = 0, groups = 0;  // chunks that query rows of all tokens share
-  int tail = 0;                           // first chunk that tokens see on their own
+  int count = 0, groups = 0;
+  int first = 0, chunks = 0;  // chunks that query rows of all tokens share
+  int tail = 0;               // first chunk that tokens see on their own
   bool tree = false;
 };
+
+// Tokens at the beginning of row r that an encoder reads.
+__device__ __forceinline__ int32_t source_of(const AttentionArgs& args, int r) {
+  return args.sources == nullptr ? 0 : args.sources[r];
+}
+
+// The first chunk that queries of row r see.
+__device__ __forceinline__ int first_chunk(const AttentionArgs& args, int r) {
+  return args.over_source ? 0 : source_of(args, r) / kAttentionChunk;
+}
 
 __device__ __forceinline__ RowPlan plan_row(const AttentionArgs& args, int r, int rows_at_once) {
   RowPlan plan;
@@ -21,11 +32,12 @@ __device__ __forceinline__ RowPlan plan_row(const AttentionArgs& args, int r, in
   plan.count = batch.counts[r];
   plan.groups = static_cast<int>(
       ceil_div(int64_t{plan.count} * (args.heads / args.cache.kv_heads), rows_at_once));
-  int32_t positions = batch.starts[r] + plan.count;
-  if (args.kv_lengths != nullptr) positions = args.kv_lengths[r];
-  plan.chunks = static_cast<int>(ceil_div(positions, kAttentionChunk));
-  plan.tree = args.kv_lengths == nullptr && batch.bases != nullptr && batch.bases[r] < positions;
-  if (plan.tree) plan.chunks = plan.tail = batch.bases[r] / kAttentionChunk;
+  const int32_t end = args.over_source ? source_of(args, r) : batch.starts[r] + plan.count;
+  plan.tree = batch.bases != nullptr && batch.bases[r] < end;  // trees lie behind the source
+  plan.first = first_chunk(args, r);
+  plan.tail = plan.tree ? batch.bases[r] / kAttentionChunk
+                        : static_cast<int>(ceil_div(end, kAttentionChunk));
+  plan.chunks = plan.tail - plan.first;
   return plan;
 }
 
@@ -36,9 +48,9 @@ __device__ __forceinline__ int64_t plan_items(const RowPlan& plan) {
 // What a block works on.
 struct Item {
   int row, kv_head, chunk;
-  int first, rows;    // query rows of the row and head: token i / group, head i % group
-  Query path;         // whose positions are loaded
-  int32_t positions;  // 0..positions - 1 are loaded, more do not exist for any query row
+  int first, rows;     // query rows of the row and head: token i / group, head i % group
+  Query path;          // whose positions are loaded
+  int32_t begin, end;  // begin..end - 1 are loaded: no query row sees others
 };
 
 __device__ __forceinline__ int smaller(int a, int b) {
@@ -56,7 +68,7 @@ __device__ __forceinline__ Item item_at(const AttentionArgs& args, int row, int6
   number %= plan_items(plan);
   int last;  // token whose path is loaded
   if (number < shared_items) {
-    item.chunk = static_cast<int>(number / plan.groups);
+    item.chunk = plan.first + static_cast<int>(number / plan.groups);
     item.first = static_cast<int>(number % plan.groups) * rows_at_once;
     item.rows = smaller(plan.count * group - item.first, rows_at_once);
     last = (item.first + item.rows - 1) / group;
@@ -68,8 +80,9 @@ __device__ __forceinline__ Item item_at(const AttentionArgs& args, int row, int6
     item.rows = group;
   }
   item.path = query_at(args.batch, row, last);
-  item.positions = item.path.position + 1;
-  if (args.kv_lengths != nullptr) item.positions = args.kv_lengths[row];
+  const int32_t source = source_of(args, row);
+  item.begin = args.over_source ? 0 : source;
+  item.end = args.over_source ? source : item.path.position + 1;
   return item;
 }
 

@@ -9,7 +9,7 @@
 //
 // Ranges of K leave their sums in the workspace; the block that finishes an output tile last adds
 // them in ascending order, whoever it is.
-#include "cuda/intrinsics.h"
+#include "cuda/gates.h"
 
 namespace ce::cuda {
 namespace {
@@ -135,6 +135,10 @@ __device__ __forceinline__ float biased(const LinearArgs& args, int64_t output, 
   return args.bias != nullptr && output < args.n ? sum + args.bias[output] : sum;
 }
 
+__host__ __device__ constexpr bool is_gate(LinearOutput output) {
+  return output == LinearOutput::swiglu || output == LinearOutput::geglu;
+}
+
 // One lane's sums of a tile of 16 outputs and 8 rows: output g and g + 8 of two rows.
 template <typename T>
 __device__ __forceinline__ void write_tile(const LinearArgs& args, int64_t first_output,
@@ -145,11 +149,17 @@ __device__ __forceinline__ void write_tile(const LinearArgs& args, int64_t first
     if (row >= args.rows) continue;
     const int64_t low = first_output + lane / 4, high = low + 8;
     const float a = biased(args, low, sums[i]), b = biased(args, high, sums[2 + i]);
-    if (args.output == LinearOutput::swiglu) {
+    T* elements = static_cast<T*>(args.y) + row * args.y_stride;
+    if (is_gate(args.output)) {
       const int64_t column = first_output / 2 + lane / 4;
-      if (column < args.y_cols)
-        static_cast<T*>(args.y)[row * args.y_stride + column] =
-            from_float<T>(a / (1.0f + expf(-a)) * b);
+      const float gate = args.output == LinearOutput::swiglu ? silu(a) : gelu(a);
+      if (column < args.y_cols) elements[column] = from_float<T>(gate * b);
+      continue;
+    }
+    if (args.output == LinearOutput::relu || args.output == LinearOutput::round) {
+      const float least = args.output == LinearOutput::relu ? 0.0f : -INFINITY;
+      if (low < args.n) elements[low] = from_float<T>(a < least ? least : a);
+      if (high < args.n) elements[high] = from_float<T>(b < least ? least : b);
       continue;
     }
     float* y = static_cast<float*>(args.y) + row * args.y_stride;
@@ -237,8 +247,8 @@ void linear(const LinearArgs& args, Stream stream) {
   CE_CHECK(args.n > 0 && args.k > 0, "linear: n and k must be > 0, got ", args.n, " and ", args.k);
   CE_CHECK(args.x_stride % 8 == 0 && args.x_stride >= args.k,
            "linear: x_stride must be a multiple of 8 and >= k = ", args.k, ", got ", args.x_stride);
-  CE_CHECK(args.output != LinearOutput::swiglu || args.n % 16 == 0,
-           "linear: swiglu needs n in whole tiles of 16, got ", args.n);
+  CE_CHECK(!is_gate(args.output) || args.n % 16 == 0,
+           "linear: a gate needs n in whole tiles of 16, got ", args.n);
   CE_CHECK(args.multiprocessors > 0, "linear: multiprocessors must be > 0, got ",
            args.multiprocessors);
   if (args.rows <= 0) return;

@@ -49,14 +49,14 @@ __global__ void __launch_bounds__(kThreads) edit_kernel(ChooseArgs args) {
       s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
   const int32_t prefix = penalises ? c.query.position + 1 : 0;
   const int32_t* tokens = args.batch.tokens + c.query.slot * args.batch.token_stride;
-  for (int32_t p = thread; p < prefix; p += kThreads) {
+  for (int32_t p = s.source_length + thread; p < prefix; p += kThreads) {
     const int32_t token = tokens[index_of_position(c.query, p)];
     if (token < 0 || token >= args.vocab) continue;
     atomicOr(&seen[token], 1);
     if (p >= s.prompt_length) atomicAdd(&seen[token], 2);
   }
   __syncthreads();  // counts are complete
-  for (int32_t p = thread; p < prefix; p += kThreads) {
+  for (int32_t p = s.source_length + thread; p < prefix; p += kThreads) {
     const int32_t token = tokens[index_of_position(c.query, p)];
     if (token < 0 || token >= args.vocab) continue;
     const int32_t times = atomicExch(&seen[token], 0);  // one thread gets it, and clears it

@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
-from cascade_engine.ops.launch import ADD, ELEMENT, STORE, SWIGLU, Launcher, pack_tiles
+from cascade_engine.ops.launch import (
+    ADD,
+    ELEMENT,
+    GEGLU,
+    RELU,
+    ROUND,
+    STORE,
+    SWIGLU,
+    Launcher,
+    pack_tiles,
+)
 
 PAGE = 16
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -165,15 +175,16 @@ def linear(
     output: int = STORE,
     y: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x` `[rows, k]` times a dense `[n, k]` weight; swiglu takes gate and up interleaved."""
+    """`x` `[rows, k]` times a dense `[n, k]` weight; gates take gate and up interleaved."""
     rows, k = x.shape
     n = weight.shape[0]
     stride = -(-k // 8) * 8
     padded = stale((rows, stride), x.dtype)
     padded[:, :k] = x.cpu()
-    columns = n // 2 if output == SWIGLU else n
+    columns = n // 2 if output in (SWIGLU, GEGLU) else n
     if y is None:
-        y = torch.full((rows, columns), torch.nan, dtype=x.dtype if output == SWIGLU else F32)
+        sums = output in (STORE, ADD)
+        y = torch.full((rows, columns), torch.nan, dtype=F32 if sums else x.dtype)
     device = run.device
     y = y.to(device)
     sms = run.multiprocessors
@@ -203,4 +214,14 @@ def linear(
     return y.cpu()
 
 
-__all__ = ["ADD", "STORE", "SWIGLU", "RecordingLauncher", "Rows", "linear"]
+__all__ = [
+    "ADD",
+    "GEGLU",
+    "RELU",
+    "ROUND",
+    "STORE",
+    "SWIGLU",
+    "RecordingLauncher",
+    "Rows",
+    "linear",
+]

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.launch import ELEMENT, Launcher
 from tests.cuda.support import (
     BF16,
@@ -29,8 +30,10 @@ class Attention:
     kv_heads: int
     dim: int
     dtype: torch.dtype = BF16
-    bias: torch.Tensor | None = None
-    kv_lengths: list[int] | None = None
+    bias: RelativeBias | None = None
+    sources: list[int] | None = None
+    """Tokens at the rows' beginnings that an encoder reads."""
+    over_source: bool = False
     shared_limit: int = 227 << 10
 
     def __post_init__(self) -> None:
@@ -51,10 +54,12 @@ class Attention:
         self.values[page, :, offset] = values.to(self.values)
 
     def fill(self) -> None:
-        """Random keys and values for everything that the rows have cached and feed now."""
+        """Random keys and values for everything that the queries see."""
         for r, (start, count) in enumerate(zip(self.rows.starts, self.rows.counts, strict=True)):
             if self.rows.slots is None or self.rows.slots[r] >= 0:
-                for i in range(self.kv_lengths[r] if self.kv_lengths else start + count):
+                first = self.sources[r] if self.sources and not self.over_source else 0
+                end = self.sources[r] if self.sources and self.over_source else start + count
+                for i in range(first, end):
                     self.write(r, i, *torch.randn(2, self.kv_heads, self.dim))
 
     def __call__(self, scale: float = 0.2) -> torch.Tensor:
@@ -65,18 +70,19 @@ class Attention:
         partials = torch.full((size,), torch.nan, device=run.device)
         out = torch.full((queries, self.heads, self.dim), torch.nan, dtype=self.dtype)
         out = out.to(run.device)
-        lengths = None
-        if self.kv_lengths is not None:
-            lengths = torch.tensor(self.kv_lengths, dtype=torch.int32, device=run.device)
+        sources = None
+        if self.sources is not None:
+            sources = torch.tensor(self.sources, dtype=torch.int32, device=run.device)
         run(
             "attention",
             batch=rows.batch,
             queries=self.queries,
             heads=self.heads,
             scale=scale,
-            bias=None if self.bias is None else self.bias.to(run.device),
-            bias_distances=0 if self.bias is None else self.bias.shape[1],
-            kv_lengths=lengths,
+            bias=None if self.bias is None else self.bias.table.to(run.device),
+            bias_reach=0 if self.bias is None else self.bias.reach,
+            sources=sources,
+            over_source=self.over_source,
             cache={
                 "keys": self.keys,
                 "values": self.values,
@@ -94,9 +100,11 @@ class Attention:
 
     def exact(self, a: int, r: int, t: int, scale: float = 0.2) -> torch.Tensor:
         """float64 `[heads, dim]` of one query."""
-        seen = self.rows.path(r, t)
-        if self.kv_lengths is not None:
-            seen = list(range(self.kv_lengths[r]))
+        seen, first = self.rows.path(r, t), self.sources[r] if self.sources else 0
+        offsets = torch.arange(1 - len(seen), 1)[first:]
+        seen = seen[first:]
+        if self.over_source:
+            offsets, seen = torch.arange(first) - (self.rows.starts[r] + t), list(range(first))
         places = [self.place(r, i) for i in seen]
         group = self.heads // self.kv_heads
         keys = torch.stack([self.keys[p, :, o] for p, o in places]).double().cpu()
@@ -104,8 +112,7 @@ class Attention:
         keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
         scores = torch.einsum("hd,shd->hs", self.queries[a].double().cpu(), keys) * scale
         if self.bias is not None:
-            distance = torch.arange(len(seen)).flip(0).clamp(max=self.bias.shape[1] - 1)
-            scores += self.bias.double()[:, distance]
+            scores += self.bias.at(offsets).double()
         return torch.einsum("hs,shd->hd", scores.softmax(-1), values)
 
 
@@ -158,16 +165,47 @@ def test_trees(run: Launcher, start: int) -> None:
     check(Attention(rows, 4, 2, 64))
 
 
-def test_a_relative_bias_and_no_scale(run: Launcher) -> None:
-    rows = Rows(run, [270, 2], [3, 2])
-    case = Attention(rows, 4, 2, 64, bias=torch.randn(4, 128))
+def random_bias(heads: int, reach: int = 20) -> RelativeBias:
+    """The margin repeats what lies at the reach."""
+    inner = torch.randn(heads, 2 * reach + 1)
+    ends = [inner[:, i : i + 1].repeat(1, RelativeBias.MARGIN) for i in (0, 2 * reach)]
+    return RelativeBias(torch.cat([ends[0], inner, ends[1]], 1), reach)
+
+
+def check_unscaled(case: Attention) -> None:
     case.queries.mul_(0.2)
     check(case, scale=1.0)
 
 
+def test_a_relative_bias_and_no_scale(run: Launcher) -> None:
+    rows = Rows(run, [270, 2, 30], [3, 2, len(TREE)], [None, None, TREE])
+    check_unscaled(Attention(rows, 4, 2, 64, bias=random_bias(4)))
+
+
 def test_cross_attention(run: Launcher) -> None:
-    """Every query sees the whole of its row's other cache, wherever the row stands."""
-    check(Attention(Rows(run, [3, 700], [2, 3]), 4, 4, 64, kv_lengths=[261, 33]))
+    """Every query sees the whole of its row's source, nodes of a tree as well; what lies behind it
+    is NaN here."""
+    rows = Rows(run, [300, 700, 40], [2, 3, len(TREE)], [None, None, TREE])
+    check(Attention(rows, 4, 4, 64, sources=[261, 33, 39], over_source=True))
+
+
+def test_an_encoder_sees_both_ways(run: Launcher) -> None:
+    """Whole sources of several lengths at once, one beyond a chunk."""
+    lengths = [261, 1, 33]
+    rows = Rows(run, [0, 0, 0], lengths)
+    bias = random_bias(2)
+    check_unscaled(Attention(rows, 2, 2, 8, sources=lengths, over_source=True, bias=bias))
+
+
+def test_a_decoder_sees_what_is_behind_the_source(run: Launcher) -> None:
+    """What the source's slots hold is NaN here: sources that end before, at and behind the border
+    of a chunk; a tree whose base lies in the chunk of the source's end, or in the next."""
+    sources = [255, 256, 260, 5, 250, 300]
+    starts = [255, 257, 510, 5, 251, 515]
+    trees = [None, None, None, None, TREE, TREE]
+    counts = [1, 3, 8, 1, len(TREE), len(TREE)]
+    rows = Rows(run, starts, counts, trees)
+    check_unscaled(Attention(rows, 4, 2, 16, sources=sources, bias=random_bias(4)))
 
 
 def test_tree_tokens_get_the_bits_of_plain_decoding(run: Launcher) -> None:
@@ -217,3 +255,5 @@ def test_refuses_what_it_does_not_cover(run: Launcher) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Attention(Rows(run, [0], [1]), heads, kv_heads, dim)()
+    with pytest.raises(ValueError, match="needs sources"):
+        Attention(Rows(run, [0], [1]), 2, 2, 8, over_source=True)()

@@ -55,7 +55,7 @@ def kernel_name(symbol: str) -> str:
     plain = re.sub(r"^.*\d", "", name[1])
     arguments = ["bf16" for _ in re.findall(r"4bf16", symbol)[:1]]
     arguments += ["f16" for _ in re.findall(r"(?<!b)(?:3f16|f16E)", symbol)[:1] if not arguments]
-    arguments += re.findall(r"Li(\d+)E", symbol)
+    arguments += re.findall(r"L[ib](\d+)E", symbol)
     return f"{plain}<{', '.join(arguments)}>" if arguments else plain
 
 

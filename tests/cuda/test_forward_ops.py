@@ -95,12 +95,13 @@ def test_rms_norm(run: Launcher, dtype: torch.dtype, cols: int) -> None:
     assert_same_bits(norm(run, x[3:4], weight, dtype), ours[3:4])
 
 
-def test_swiglu(run: Launcher) -> None:
+@pytest.mark.parametrize("op", ["swiglu", "geglu"])
+def test_gates(run: Launcher, op: str) -> None:
     x = torch.randn(3, 2 * 300) * 4
     x[0, 0], x[0, 1] = 200.0, -200.0
     out = torch.full((3, 304), torch.nan, dtype=BF16, device=run.device)
     run(
-        "swiglu",
+        op,
         gate_up=x.to(run.device),
         rows=3,
         cols=300,
@@ -108,7 +109,9 @@ def test_swiglu(run: Launcher) -> None:
         out_stride=304,
         dtype=ELEMENT[BF16],
     )
-    exact = torch.nn.functional.silu(x[:, :300].double()) * x[:, 300:].double()
+    gate = x[:, :300].double()
+    gelu = torch.nn.functional.gelu(gate, approximate="tanh")
+    exact = (gelu if op == "geglu" else torch.nn.functional.silu(gate)) * x[:, 300:].double()
     for row in range(3):
         assert_near(out[row : row + 1, :300], exact[row : row + 1], 0.6, BF16)
     assert out[:, 300:].isnan().all()

@@ -11,6 +11,9 @@ from tests.cuda.support import (
     BF16,
     F16,
     F32,
+    GEGLU,
+    RELU,
+    ROUND,
     STORE,
     SWIGLU,
     assert_near,
@@ -63,14 +66,31 @@ def test_adds_to_the_residual(run: Launcher) -> None:
     assert_same_bits(linear(run, x, weight, output=ADD, y=y), expected)
 
 
-def test_fused_swiglu(run: Launcher) -> None:
+@pytest.mark.parametrize("output", [SWIGLU, GEGLU])
+def test_fused_gates(run: Launcher, output: int) -> None:
     """Tiles of 16 outputs hold eight gates, then the eight ups that belong to them."""
     x, weight = operands(9, 48, 72, F16)
     bias = torch.randn(48)
     both = (linear(run, x, weight, bias)).view(9, 3, 2, 8)
     gate, up = both[:, :, 0].reshape(9, 24), both[:, :, 1].reshape(9, 24)
-    exact = torch.nn.functional.silu(gate.double()) * up.double()
-    assert_near(linear(run, x, weight, bias, SWIGLU), exact, 0.6, F16)
+    exact = gated(gate, output) * up.double()
+    assert_near(linear(run, x, weight, bias, output), exact, 0.6, F16)
+
+
+def gated(gate: torch.Tensor, output: int) -> torch.Tensor:
+    if output == SWIGLU:
+        return torch.nn.functional.silu(gate.double())
+    return torch.nn.functional.gelu(gate.double(), approximate="tanh")
+
+
+@pytest.mark.parametrize(("n", "k"), [(30, 72), (40, 200)])
+def test_sums_as_elements(run: Launcher, n: int, k: int) -> None:
+    """Rounded once, cut at zero first or not; columns behind the last stay as they are."""
+    x, weight = operands(9, n, k, BF16)
+    bias = torch.randn(n)
+    sums = linear(run, x, weight, bias)
+    assert_same_bits(linear(run, x, weight, bias, ROUND), sums.to(BF16))
+    assert_same_bits(linear(run, x, weight, bias, RELU), sums.relu().to(BF16))
 
 
 @pytest.mark.parametrize(("n", "k"), [(24, 448), (40, 72)])

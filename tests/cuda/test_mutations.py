@@ -14,7 +14,7 @@ import torch
 from cascade_engine.ops.launch import Launcher
 from tests.cuda import emulation, test_attention, test_drafting, test_forward_ops, test_linear
 from tests.cuda import test_sampling as sampling
-from tests.cuda.support import BF16
+from tests.cuda.support import BF16, SWIGLU
 
 Check = Callable[[Launcher], None]
 
@@ -43,6 +43,10 @@ def mixed_chains(run: Launcher) -> None:
     test_attention.test_chains(run, BF16, 2, 1, 64, [5, 0, 254], [3, 0, 5])
 
 
+behind_a_source = test_attention.test_a_decoder_sees_what_is_behind_the_source
+gates = partial(test_forward_ops.test_gates, op="geglu")
+fused_gates = partial(test_linear.test_fused_gates, output=SWIGLU)
+elements = partial(test_linear.test_sums_as_elements, n=30, k=72)
 trees = partial(test_attention.test_trees, start=250)
 split_rows = partial(test_linear.test_bits_do_not_depend_on_the_number_of_rows, n=24, k=448)
 reviews = partial(sampling.test_reviews_are_the_oracles, lenience=1.0)
@@ -51,7 +55,11 @@ tree_reviews = partial(sampling.test_trees, temperature=0.0)
 rope = partial(test_forward_ops.test_rope_and_store, dtype=BF16, rotary=True)
 max_gram = partial(test_drafting.test_max_gram, max_match=32)
 
-INCLUDED_BY = {"attention_items.h": "attention.cu", "noise.h": "sampling.cu"}
+INCLUDED_BY = {
+    "attention_items.h": "attention.cu",
+    "gates.h": "activation.cu",
+    "noise.h": "sampling.cu",
+}
 
 BUGS = [
     Bug(
@@ -84,8 +92,8 @@ BUGS = [
     Bug(
         "sees one token too far",
         "attention.cu",
-        "distance >= 0 ? score",
-        "distance >= -1 ? score",
+        "position <= shared.limits[row]",
+        "position <= shared.limits[row] + 1",
         mixed_chains,
     ),
     Bug(
@@ -97,8 +105,7 @@ BUGS = [
     ),
     Bug(
         "all query rows see what the last one sees",
-        *("attention.cu", "everything ? item.positions - 1 : q.position"),
-        *("q.index >= 0 ? item.positions - 1 : -1", mixed_chains),
+        *("attention.cu", "args.over_source && q.index >= 0 ?", "q.index >= 0 ?", mixed_chains),
     ),
     Bug(
         "slots taken for positions",
@@ -116,7 +123,7 @@ BUGS = [
     ),
     Bug(
         "stale slots read",
-        *("attention.cu", "position < item.positions && piece"),
+        *("attention.cu", "position < item.end && piece"),
         *("position < args.max_chunks * kAttentionChunk && piece", mixed_chains),
     ),
     Bug(
@@ -130,9 +137,49 @@ BUGS = [
     Bug(
         "bias by key position",
         "attention.cu",
-        "smaller(distance, args",
-        "smaller(position, args",
+        "position - shared.positions[row]",
+        "-position",
         test_attention.test_a_relative_bias_and_no_scale,
+    ),
+    Bug(
+        "later keys count as the query's own",
+        *("attention.cu", "smaller(offset, bias.reach)", "smaller(offset, 0)"),
+        test_attention.test_an_encoder_sees_both_ways,
+    ),
+    Bug(
+        "distances from the end of the source",
+        *("attention.cu", "position - shared.positions[row]", "position - shared.limits[row]"),
+        test_attention.test_an_encoder_sees_both_ways,
+    ),
+    Bug(
+        "a decoder's scores of its source count",
+        *("attention.cu", "seen = position >= item.begin &&", "seen = "),
+        behind_a_source,
+    ),
+    Bug(
+        "a decoder reads its source's values",
+        *("attention.cu", "position >= item.begin && position < item.end", "position < item.end"),
+        behind_a_source,
+    ),
+    Bug(
+        "chunks of the source are merged",
+        *("attention.cu", "int c = begin", "int c = 0", behind_a_source),
+    ),
+    Bug(
+        "chunks counted from the source on",
+        *("attention_items.h", "plan.first + static_cast", "static_cast", behind_a_source),
+    ),
+    Bug(
+        "every query sees the longest source",
+        *("attention_items.h", "args.sources[r]", "args.sources[0]"),
+        test_attention.test_cross_attention,
+    ),
+    Bug("another GELU", "gates.h", "0.044715f", "0.0044715f", gates),
+    Bug("gates mixed up", "linear.cu", "? silu(a) : gelu(a)", "? gelu(a) : silu(a)", fused_gates),
+    Bug("cuts what it should round", "linear.cu", "relu ? 0.0f", "round ? 0.0f", elements),
+    Bug(
+        "penalties count the source",
+        *("sampling.cu", "p = s.source_length + thread", "p = thread", tree_reviews),
     ),
     Bug(
         "a tree's second chunk is forgotten",

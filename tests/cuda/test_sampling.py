@@ -181,13 +181,21 @@ def test_trees(run: Launcher, temperature: float) -> None:
     generator = random.Random(int(temperature * 10))
     vocab, number, nodes, frontier = 3, 6, 40, 11
     depths = []
-    for attempt in range(4):
+    for attempt in range(6):
         parents = [
             [generator.randrange(max(-1, j - 5), j) for j in range(nodes)] for _ in range(number)
         ]
         tokens = torch.randint(0, vocab, (number, 64), dtype=torch.int32)
+        tokens[1::2, :10] = 2  # of these rows an encoder's input
         params = [
-            Params(temperature, seed=attempt * 10 + r, frequency_penalty=0.7, prompt_length=5)
+            Params(
+                temperature,
+                seed=attempt * 10 + r,
+                repetition_penalty=1 + 0.5 * (r % 2),
+                frequency_penalty=0.7,
+                prompt_length=10 if r % 2 else 5,
+                source_length=10 * (r % 2),
+            )
             for r in range(number)
         ]
         logits = torch.randn(number, nodes + 1, vocab) * 2

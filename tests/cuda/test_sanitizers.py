@@ -14,7 +14,7 @@ from tests.cuda import emulation
 
 TESTS = [
     "test_linear.py::test_product",
-    "test_linear.py::test_fused_swiglu",
+    "test_linear.py::test_fused_gates",
     "test_linear.py::test_splits_of_k_are_merged_in_order",
     "test_attention.py::test_chains",
     "test_attention.py::test_holes_in_the_batch",

@@ -13,10 +13,8 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
-from cascade_engine.engine import loading
-from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
+from cascade_engine.errors import CapacityError, ConfigError, VocabularyMismatch
 from cascade_engine.levels import EncoderDecoderLevel, Proposal, neural
-from cascade_engine.ops import CpuBackend
 from tests.engine.test_exactness import random_params, random_policy
 from tests.models.support import random_llama, random_t5
 
@@ -319,14 +317,3 @@ def test_an_input_that_does_not_fit(models: dict[str, Path]) -> None:
     assert (result.prompt_token_ids, result.stats.prompt_tokens) == ([5] * 48, 48)
     assert len(result.token_ids) == 1
     assert result.finish_reason == "length"
-
-
-def test_another_device_is_refused(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where there is one."""
-    monkeypatch.setattr(loading, "make_backend", lambda options: CpuBackend(1))
-    with pytest.raises(
-        RequestError, match="T5 models run on device 'cpu' alone so far, got 'cuda'"
-    ):
-        Engine.load(models["v1.0"], device="cuda", dtype="bfloat16")

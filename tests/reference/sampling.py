@@ -42,6 +42,7 @@ class Params:
     seed: int = 0
     sample_index: int = 0
     prompt_length: int = 0
+    source_length: int = 0
 
 
 def processed(
@@ -51,8 +52,8 @@ def processed(
     values = [-INF if math.isnan(x) else x for x in logits]
     for token, bias in p.logit_bias:
         values[token] += as_float32(bias)
-    output = Counter(prefix[p.prompt_length :])
-    for token in set(prefix):
+    output = Counter(prefix[max(p.prompt_length, p.source_length) :])
+    for token in set(prefix[p.source_length :]):
         penalty = as_float32(p.repetition_penalty)
         values[token] = values[token] * penalty if values[token] < 0 else values[token] / penalty
         values[token] -= as_float32(p.frequency_penalty) * output[token]

@@ -86,15 +86,16 @@ struct RmsNormArgs {
 };
 void rms_norm(const RmsNormArgs& args, Stream stream);
 
-// out[a, c] = silu(gate_up[a, c]) * gate_up[a, cols + c]
-struct SwigluArgs {
+// out[a, c] = silu(gate_up[a, c]) * gate_up[a, cols + c]; geglu: the tanh form of GELU instead.
+struct GateArgs {
   const float* gate_up;  // [rows, 2 cols]
   int64_t rows, cols;
   void* out;  // [rows, out_stride]
   int64_t out_stride;
   Element dtype;
 };
-void swiglu(const SwigluArgs& args, Stream stream);
+void swiglu(const GateArgs& args, Stream stream);
+void geglu(const GateArgs& args, Stream stream);
 
 // y = x W^T (+ bias), for any number of rows.
 //
@@ -110,6 +111,9 @@ enum class LinearOutput : int32_t {
   store = 0,   // float32 y[r, o] = sum
   add = 1,     // float32 y[r, o] += sum
   swiglu = 2,  // element y[r, 8 t + i] = silu(output 16 t + i) * (output 16 t + 8 + i), i < 8
+  geglu = 3,   // likewise, with the tanh form of GELU
+  relu = 4,    // element y[r, o] = max(sum, 0)
+  round = 5,   // element y[r, o] = sum
 };
 inline constexpr int kLinearOutputs = 128;
 inline constexpr int kLinearStep = 64;
@@ -122,7 +126,7 @@ struct LinearArgs {
   const float* bias;  // [n] in the order of the packed outputs, or null
   LinearOutput output;
   void* y;
-  int64_t y_stride, y_cols;  // swiglu: columns past y_cols are padding and are not written
+  int64_t y_stride, y_cols;  // gates: columns past y_cols are padding and are not written
   float* workspace;          // linear_workspace_floats(...)
   int32_t* counters;         // linear_counters(...) zeros; they are zeros again afterwards
   int32_t multiprocessors;   // of the device; part of the result's definition
@@ -177,7 +181,7 @@ struct CopyPagesArgs {
 };
 void copy_pages(const CopyPagesArgs& args, Stream stream);
 
-// Attention of each query over its row's cached tokens at positions 0..its own (a tree's query: of
+// Attention of each query over its row's cached tokens up to its own position (a tree's query: of
 // its path), in chunks of kAttentionChunk positions aligned to position 0, each with its own
 // maximum; chunks are merged in ascending order.
 struct AttentionArgs {
@@ -185,11 +189,11 @@ struct AttentionArgs {
   const void* queries;  // [rows * width, heads * head_dim]
   int32_t heads;
   float scale;
-  // T5: bias[head, min(query position - key position, bias_distances - 1)] is added; null: none.
-  const float* bias;
-  int32_t bias_distances;
-  // Cross-attention: all queries of row r see positions 0..kv_lengths[r] - 1; null: causal.
-  const int32_t* kv_lengths;
+  RelativeBias bias;
+  // Behind an encoder: row r begins with the sources[r] tokens that the encoder reads. Queries see
+  // what is behind them or, with over_source, all of them and nothing else. null: there are none.
+  const int32_t* sources;
+  bool over_source;
   CacheView cache;
   void* out;           // [rows * width, heads * head_dim] of the cache's dtype
   int32_t max_chunks;  // of the longest row that the cache can hold
@@ -207,7 +211,7 @@ struct DeviceSampler {
   float repetition_penalty, presence_penalty, frequency_penalty;
   int32_t top_k, sample_index;
   uint64_t seed;
-  int32_t prompt_length, min_tokens;
+  int32_t prompt_length, min_tokens, source_length;
   int32_t bias_begin, bias_end;  // in bias_ids and bias_values, ids unique
   int32_t stop_begin, stop_end;  // in stop_ids
 };

@@ -69,17 +69,6 @@ struct RopeStoreArgs {
   CacheLayer cache;
 };
 
-// Numbers added to attention scores: table[head * width() + reach + kBiasMargin + offset] for a key
-// at the query's position + offset. Past `reach` either way the number stays the same; the margin
-// repeats it, so that 16 neighbouring keys find theirs side by side.
-inline constexpr int kBiasMargin = kPageTokens - 1;
-struct RelativeBias {
-  const float* table = nullptr;  // [heads][width()], null: nothing is added
-  int reach = 0;
-
-  int64_t width() const { return 2 * (int64_t{reach} + kBiasMargin) + 1; }
-};
-
 // Attention of each query over cached positions of its sequence: causally over those from the end
 // of the source to its own, or over the whole source. Scores in chunks of kAttentionChunk
 // positions aligned to position 0, each chunk's softmax numerator and sum from its own maximum,

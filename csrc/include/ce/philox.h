@@ -10,11 +10,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CE_HOST_DEVICE __host__ __device__
-#else
-#define CE_HOST_DEVICE
-#endif
+#include "ce/types.h"
 
 namespace ce {
 

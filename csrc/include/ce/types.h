@@ -4,6 +4,12 @@
 
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define CE_HOST_DEVICE __host__ __device__
+#else
+#define CE_HOST_DEVICE
+#endif
+
 namespace ce {
 
 // i8 is for packed weights alone: their activations and caches are bf16.
@@ -52,6 +58,17 @@ inline constexpr int64_t packed_elements(int64_t n, int64_t k, DType dtype) {
 
 // Nodes of one drafted tree: an ancestor word has a bit for each.
 inline constexpr int kMaxTreeNodes = 64;
+
+// Numbers added to attention scores: table[head * width() + reach + kBiasMargin + offset] for a key
+// at the query's position + offset. Past `reach` either way the number stays the same; the margin
+// repeats it, so that 16 neighbouring keys find theirs side by side.
+inline constexpr int kBiasMargin = kPageTokens - 1;
+struct RelativeBias {
+  const float* table = nullptr;  // [heads][width()], null: nothing is added
+  int reach = 0;
+
+  CE_HOST_DEVICE int64_t width() const { return 2 * (int64_t{reach} + kBiasMargin) + 1; }
+};
 
 // Tokens of one sequence in a forward pass: `count` new tokens in slots start..start+count-1 of the
 // cache, activation rows first_row..first_row+count-1. Keys and values of slots < start are cached.
