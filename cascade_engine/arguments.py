@@ -73,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
         "--logprobs", type=int, metavar="N", help="print each token's, and the top N"
     )
     output.add_argument("--stats-json", metavar="FILE", help="write counts and times")
+    output.add_argument(
+        "--trace",
+        metavar="FILE.jsonl",
+        help="write every draft and review; python -m cascade_engine.trace shows them",
+    )
     output.add_argument("--quiet", action="store_true", help="the text alone")
     return p
 

@@ -36,3 +36,7 @@ class DecodingError(CascadeError):
 
 class CapacityError(CascadeError):
     """A prompt, a cache or a model does not fit the context or the memory there is."""
+
+
+class TraceError(CascadeError):
+    """A trace is damaged or of another version, or could not be written to its end."""

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,15 +45,18 @@ def _run(args: argparse.Namespace) -> int:
     family = _family(args)
     check_options(args)
     text = None if args.interactive else _prompt(args, family)
+    if args.trace is not None and args.endpoint is not None:
+        raise RequestError("--trace shows what this engine does: leave it or --endpoint out")
     if args.endpoint is not None and text is not None:
         return answer_by_points(args, text, endpoint_of(args, params))
     engine = _load(args, family, params)
-    if text is None:
-        return _converse(engine, args, family, params)
-    if args.sot is not None:
-        return answer_by_points(args, text, local_of(args, engine, params, family is not None))
-    prompt = _encoded(engine, args, family, [], text)
-    results = _decode(engine, prompt, params)
+    with nullcontext() if args.trace is None else engine.trace(args.trace):
+        if text is None:
+            return _converse(engine, args, family, params)
+        if args.sot is not None:
+            return answer_by_points(args, text, local_of(args, engine, params, family is not None))
+        prompt = _encoded(engine, args, family, [], text)
+        results = _decode(engine, prompt, params)
     if args.stats_json:
         stats = [result.stats_dict() for result in results]
         dump = json.dumps(stats[0] if params.n == 1 else stats, indent=2)

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cascade_engine"
 LAYERS = {
     "errors": 0,
     "memory": 0,
+    "trace": 1,
     "_C": 0,
     "kernels": 0,
     "params": 1,

@@ -12,6 +12,7 @@ from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.slots import Slots
 from cascade_engine.engine.stats import EngineStats
+from cascade_engine.engine.watching import Watcher
 from cascade_engine.errors import DecodingError
 from cascade_engine.levels import (
     NeuralLevel,
@@ -60,6 +61,17 @@ class Cycle:
         """Outputs of a step that raised."""
         self._apart = False
         """The last step was for new rows alone."""
+        self._watcher = Watcher()
+
+    @property
+    def watcher(self) -> Watcher:
+        """Hears of everything that happens to rows; a plain `Watcher` is nobody."""
+        return self._watcher
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher) -> None:
+        self._watcher = self._drafting.watcher = watcher
+        watcher.enqueued(self.rows())
 
     def set_learner(self, learner: Learner | None) -> None:
         """From now on this policy hears what it learns from; rows are new to it."""
@@ -81,6 +93,7 @@ class Cycle:
         self.waiting.extend(rows)
         self.stats.requests["added"] += len(rows)
         self.stats.prompt_tokens += sum(row.stats.prompt_tokens for row in rows)
+        self._watcher.enqueued(rows)
 
     def drop(self, request_id: str) -> bool:
         """Forgets a request's rows and frees what they hold; False if there are none."""
@@ -91,6 +104,7 @@ class Cycle:
             else:
                 self._drafting.forget(row)
                 self.slots.release(row)
+            self._watcher.dropped(row)
         self._kept = [out for out in self._kept if out.request_id != request_id]
         self.stats.requests["aborted"] += len(dropped)
         return bool(dropped)
@@ -130,15 +144,17 @@ class Cycle:
             seconds = time.perf_counter() - begin
             self.stats.steps += 1
             self.stats.step_seconds += seconds
+            self._watcher.stepped(begin, seconds)
             for listener in self.listeners:
                 listener.stepped(seconds, self.stats.prefill_seconds - prefill)
 
     def _step(self, policy: Policy) -> list[StepOutput]:
         while self.waiting and self.slots.admit(self.waiting[0]):
             row = self.waiting.popleft()
-            if not row.started:
-                self.stats.cached_prompt_tokens += row.stats.cached_tokens
+            cached = 0 if row.started else row.stats.cached_tokens
+            self.stats.cached_prompt_tokens += cached
             row.begin()
+            self._watcher.admitted(row, cached)
         deciding, first = self._prefill()
         wide = bool(first) and len(deciding) > ROWS_BESIDE_NEW_ONES
         self._apart = wide and not self._apart
@@ -184,11 +200,12 @@ class Cycle:
                 budget = 0
         for row, end in chunks:
             if self._make_room(target, [row]):
-                begin = time.perf_counter()
+                start, begin = target.pages.length[row.slot], time.perf_counter()
                 target.prefill(row.slot, end)
                 seconds = time.perf_counter() - begin
                 row.stats.levels[0].seconds += seconds
                 self.stats.prefill_seconds += seconds
+                self._watcher.prefilled(row, start, end, begin, seconds)
         return (
             [row for row in drafting if row.slot != NO_SLOT],
             [row for row in first if row.slot != NO_SLOT],
@@ -206,6 +223,7 @@ class Cycle:
         begin = time.perf_counter()
         items = self._review_items(level, reviews)
         fed = self._fed(level, items) if self.listeners else 0
+        self._watcher.reviewing(rows, items)
         try:
             verdicts = self._neural[level].review(items, lenience)
         except ValueError as error:
@@ -215,13 +233,19 @@ class Cycle:
             return rows
         for row, item, verdict in zip(rows, items, verdicts, strict=True):
             self._settle(level, row, item, verdict)
+        seconds = self._count_pass(level, rows, begin)
+        for listener in self.listeners:
+            listener.reviewed(level, rows, items, verdicts, fed, seconds)
+        return rows
+
+    def _count_pass(self, level: int, rows: Sequence[Row], begin: float) -> float:
+        """A pass that rows are settled by; returns the seconds it took."""
         seconds = time.perf_counter() - begin
         self.stats.count_pass(level, len(rows), seconds)
         for row in rows:
             row.stats.levels[level].count_call(seconds / len(rows))
-        for listener in self.listeners:
-            listener.reviewed(level, rows, items, verdicts, fed, seconds)
-        return rows
+        self._watcher.passed("review", level, begin, seconds)
+        return seconds
 
     def _fed(self, level: int, items: Sequence[ReviewItem]) -> int:
         """Tokens that a level has to read for a review."""
@@ -232,6 +256,7 @@ class Cycle:
         """Takes over what a review decided for a row."""
         if item.unanswered:
             verdict = cut(item, verdict, self._tokens)
+        self._watcher.settled(row, item, verdict)
         if level == 0:
             self._count_review(row, item, verdict)
         row.settle(level, verdict, item.tree)
@@ -251,6 +276,8 @@ class Cycle:
             for each in self._neural:
                 each.truncate(row.slot, row.length - 1)
             item = self._review_item(row, 0, None, 0)
+            self._watcher.reviewing([row], [item])
+            begin = time.perf_counter()
             try:
                 (verdict,) = self._neural[0].review([item], 1.0)
             except ValueError as own:
@@ -258,6 +285,7 @@ class Cycle:
                 error = own
             else:
                 self._settle(0, row, item, verdict)
+                self._count_pass(0, [row], begin)
         if failed:
             self._error = self._failed(failed, f"{self._neural[0].name}: {error}")
         return [row for row in rows if row.slot != NO_SLOT]
@@ -297,6 +325,7 @@ class Cycle:
         """A draft whose logits are not numbers costs its drafts, never the answer."""
         for row in rows:
             row.retire(level)
+            self._watcher.retired(row, level)
             self._tokens.forget(row.slot, row.length)
             for each in self._neural:
                 each.truncate(row.slot, row.length - 1)
@@ -306,6 +335,7 @@ class Cycle:
         preempted = self.slots.reserve(level, rows)
         self.waiting.extendleft(preempted)
         self.stats.requests["preempted"] += len(preempted)
+        self._watcher.preempted(preempted)
         return [row for row in rows if row.slot != NO_SLOT]
 
     def _review_item(
@@ -327,6 +357,7 @@ class Cycle:
         """Delivers the tokens that the target has just reviewed; frees a row that they end."""
         out = row.emit(self._tokens.read(row.slot, row.final, row.length))
         self.stats.new_tokens += len(out.pieces)
+        self._watcher.emitted(row, out)
         if out.finish_reason is not None:
             self._drafting.finish(row)
             self.slots.release(row)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stats import EngineStats
+from cascade_engine.engine.watching import Watcher
 from cascade_engine.levels import Proposal, StatisticalLevel, TokenRows
 from cascade_engine.policy import Draft, Listener
 
@@ -28,6 +29,7 @@ class Drafting:
         self._tokens = tokens
         self._stats = stats
         self._listeners = listeners
+        self.watcher = Watcher()
 
     def draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         """Appends tokens to rows, or branches to their trees."""
@@ -40,6 +42,7 @@ class Drafting:
             )
         for (row, _), count in zip(chains, counts, strict=True):
             row.append_draft(self._level, count)
+            self.watcher.drafted(row, count)
         middle = time.perf_counter()
         trees = [(row, action) for row, action in drafts if action.nodes]
         self._draft_trees(trees)
@@ -53,6 +56,7 @@ class Drafting:
         self._stats.count_pass(self._level, len(drafts), seconds)
         for row, _ in drafts:
             row.stats.levels[self._level].count_call(seconds / len(drafts))
+        self.watcher.passed("draft", self._level, begin, seconds)
 
     def finish(self, row: Row) -> None:
         """The row is complete: learns from its answer where the level learns."""
@@ -79,6 +83,7 @@ class Drafting:
             )
             for (row, root, _), tree in zip(roots, trees, strict=True):
                 row.append_branches(self._level, self._tokens, root, tree)
+                self.watcher.branched(row, root, tree)
 
     def _count(self, row: Row) -> None:
         """The level knows the row's final tokens."""

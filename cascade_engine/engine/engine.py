@@ -15,9 +15,12 @@ from cascade_engine.engine.requests import Prompt, RequestBuilder, batch_of
 from cascade_engine.engine.results import Batching, Capacity, Generation, StepOutput
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stream import Stream
+from cascade_engine.engine.tracing import Tracing
+from cascade_engine.engine.watching import Watcher
 from cascade_engine.errors import CapacityError, RequestError
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import Learner, Learning, LevelSet, PlainDecoding, Policy, named
+from cascade_engine.trace.writer import TraceWriter
 
 
 class Engine:
@@ -47,6 +50,7 @@ class Engine:
             loaded.decoder_start,
             loaded.rows.distributions is not None,
         )
+        self._rows = loaded.rows
         self._directory = loaded.directory
         self._own_format: ChatFormat | None = None
         self._undelivered: list[StepOutput] = []
@@ -207,6 +211,20 @@ class Engine:
         """Starts the counters over."""
         self._cycle.stats.reset()
 
+    def trace(self, path: str | PathLike[str]) -> Tracing:
+        """Writes every draft, review and acceptance into a file from now on, until what is returned
+        is closed, or the `with` left that it stands in. No token changes. docs/trace.md: what the
+        file holds, and how to look at it.
+
+        Raises RequestError if a trace is being written, OSError for a file that cannot be.
+        """
+        if isinstance(self._cycle.watcher, Tracing):
+            raise RequestError("a trace is being written: close it before another one begins")
+        writer = TraceWriter(path, self.level_names)
+        tracing = Tracing(writer, self._rows, self.tokenizer, stop=self._stop_tracing)
+        self._cycle.watcher = tracing
+        return tracing
+
     def step(self) -> list[StepOutput]:
         """One engine step: every running row drafts as its policy says and is reviewed once by the
         target. Returns the tokens that became final, at least one for each running row.
@@ -312,6 +330,9 @@ class Engine:
         self._cycle.check_integrity()
 
     # Inside
+
+    def _stop_tracing(self) -> None:
+        self._cycle.watcher = Watcher()
 
     def _fresh_id(self) -> str:
         taken = {row.request_id for row in self._cycle.rows()}

@@ -1,0 +1,257 @@
+"""A trace tells all that an engine did, and changes none of it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cascade_engine import Engine, FixedCascade, SamplingParams
+from cascade_engine.demo.family import family
+from cascade_engine.demo.formats import question_prompt
+from cascade_engine.errors import DecodingError, RequestError, TraceError
+from cascade_engine.policy import AutoCascade, PlainDecoding, Policy
+from cascade_engine.trace import History, load, statistics
+from cascade_engine.trace.history import TracedRow
+from tests.models.support import random_llama
+
+PROMPTS = [question_prompt("How can I save water at home?"), question_prompt("Who is <b>Tom</b>?")]
+CHAIN = FixedCascade([[6, 3], [0, 8]], lenience=2.0)
+TREE = FixedCascade([[4, 0], [0, 4]], tree=(32, 8), siblings=2)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    models = family("llama")
+    return Engine.load(
+        models.target,
+        models.drafts,
+        models.table,
+        threads=1,
+        max_rows=4,
+        max_context=192,
+        kv_cache_bytes=1_500_000,
+        prefill_tokens=8,
+    )
+
+
+def replayed(row: TracedRow) -> list[int]:
+    """The row's tokens behind its prompt, worked out from its drafts and reviews alone.
+
+    Fails unless each action meets the row that the actions before it left."""
+    final = [*row.prompt[: row.start], *row.emitted]
+    if len(row.prompt) != row.start:  # an encoder reads the prompt
+        final = [-1] * row.start + row.emitted
+    for this in row.rounds:
+        state, cut = list(final), False
+        for action in this.actions:
+            cut = cut or action.kind == "retire"
+            if action.kind == "retire":
+                continue
+            assert len(final) <= action.at <= len(state)
+            if action.kind == "draft" and isinstance(action.parents, range):
+                assert cut or action.at == len(state)
+                state = [*state[: action.at], *action.tokens]
+            elif action.kind == "review":
+                if isinstance(action.parents, range):
+                    assert cut or action.tokens == state[action.at :]
+                kept = [action.tokens[node] for node in action.kept]
+                assert action.token is not None
+                state = [*state[: action.at], *kept, action.token]
+        if this.tokens:
+            assert this.actions[-1].level == 0
+            assert state[len(final) :][: len(this.tokens)] == this.tokens
+            final += this.tokens
+    return final[row.start :]
+
+
+def check_statistics(history: History, engine: Engine) -> None:
+    counted = statistics(history)
+    expected = {key: value for key, value in engine.stats().items() if key in counted}
+    assert counted == expected
+
+
+def generated(engine: Engine, policy: Policy, params: SamplingParams) -> list[Any]:
+    engine.set_policy(policy)
+    engine.clear_cache()
+    return [(r.token_ids, r.sources, r.text) for r in engine.generate(PROMPTS, params)]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [CHAIN, TREE, PlainDecoding(), AutoCascade()],
+    ids=["chain", "tree", "plain", "auto"],
+)
+@pytest.mark.parametrize("acceptance", ["exact", "rejection"])
+def test_a_trace_tells_all_and_changes_nothing(
+    engine: Engine, policy: Policy, acceptance: str, tmp_path: Path
+) -> None:
+    """Breaks when an event is left out, told twice, told with the tokens after the review, or for
+    another row."""
+    params = SamplingParams(
+        max_tokens=30, temperature=0.9, seed=3, n=2, acceptance=acceptance, ignore_eos=True
+    )
+    expected = generated(engine, policy, params)
+    engine.reset_stats()
+    with engine.trace(tmp_path / "trace.jsonl"):
+        found = generated(engine, policy, params)
+    if acceptance == "exact":
+        assert [tokens for tokens, _, _ in found] == [tokens for tokens, _, _ in expected]
+    if policy in (CHAIN, TREE):  # an automatic policy goes by times
+        assert found == expected
+    history = load(tmp_path / "trace.jsonl")
+    assert history.levels == engine.level_names
+    assert "prefill" in {each.kind for each in history.passes}
+    assert not history.truncated
+    check_statistics(history, engine)
+    assert [row.index for row in history.rows] == [0, 1, 0, 1]
+    for row, prompt, (tokens, sources, text) in zip(
+        history.rows, [p for p in PROMPTS for _ in "12"], found, strict=True
+    ):
+        assert row.text == prompt
+        assert replayed(row) == tokens
+        assert [level for this in row.rounds for level in this.levels] == sources
+        assert "".join("".join(this.texts) for this in row.rounds) == text
+        assert row.finish == "length"
+        assert row.settings["seed"] == 3
+        assert row.asked <= row.begun < row.ended  # type: ignore[operator]
+        assert "".join(map(history.piece, tokens)).startswith(text[:8])
+
+
+def test_a_trace_has_probabilities_and_runners_up(engine: Engine, tmp_path: Path) -> None:
+    with engine.trace(tmp_path / "trace.jsonl"):
+        generated(engine, TREE, SamplingParams(max_tokens=30, temperature=1.0, seed=1, logprobs=0))
+    actions = [
+        a for row in load(tmp_path / "trace.jsonl").rows for r in row.rounds for a in r.actions
+    ]
+    by_draft = [p for a in actions for p, s in zip(a.probs, a.sources, strict=True) if s == 1]
+    assert len({round(p, 3) for p in by_draft}) > 10
+    assert all(0.0 <= p <= 1.0 for a in actions for p in [*a.probs, a.prob])
+    own = [a.prob for a in actions if a.kind == "review" and a.level == 0]
+    assert min(own) < 0.9
+    text = (tmp_path / "trace.jsonl").read_text()
+    assert '"siblings":[[[' in text
+    assert '"logprobs":[-' in text
+
+
+def test_preemption_forks_and_aborts(engine: Engine, tmp_path: Path) -> None:
+    """With a request that was there before the trace."""
+    params = SamplingParams(max_tokens=100, temperature=1.0, seed=2, ignore_eos=True)
+    engine.set_policy(TREE)
+    engine.clear_cache()
+    engine.add_request(PROMPTS[0], params, "early")
+    engine.step()
+    before = next(out.token_ids for out in engine.step())
+    tokens: dict[tuple[str, int], list[int]] = {}
+    with engine.trace(tmp_path / "trace.jsonl"):
+        engine.reset_stats()
+        engine.add_request(PROMPTS[1], params, "late")
+        step = 0
+        while engine.has_work():
+            if step == 2:
+                assert engine.fork("early", 2) == [1, 2]
+            if step == 4:
+                engine.add_request(PROMPTS[0], params, "gone")
+            if step == 6:
+                assert engine.abort("gone")
+            for out in engine.step():
+                tokens.setdefault((out.request_id, out.index), []).extend(out.token_ids)
+            step += 1
+    history = load(tmp_path / "trace.jsonl")
+    stats = engine.stats()
+    assert stats["requests"]["preempted"] > 0
+    counted = statistics(history)
+    assert counted["requests"] == {**stats["requests"], "added": stats["requests"]["added"] + 1}
+    for key in ("new_tokens", "steps", "tokens_per_pass", "levels", "cached_prompt_tokens"):
+        assert counted[key] == stats[key], key
+    rows = {(row.request, row.index): row for row in history.rows}
+    assert rows["gone", 0].finish == "dropped"
+    assert rows["early", 0].emitted == before
+    assert len(rows["early", 1].emitted) > len(before)
+    for key, found in tokens.items():
+        assert replayed(rows[key]) == rows[key].emitted + found
+
+
+def test_levels_and_requests_that_fail(engine: Engine, tmp_path: Path) -> None:
+    """A draft that gives no numbers, and a request that its rules leave no token."""
+    vocabulary = engine.neural[0].vocab_size
+    model = random_llama(tmp_path, 1, vocab_size=vocabulary, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    models = family("llama")
+    policy = FixedCascade([[4, 3, 2], [0, 3, 0], [0, 0, 5]])
+    failing = Engine.load(models.target, [tmp_path, *models.drafts], policy=policy, threads=1)
+    ids = engine.tokenizer.encode(PROMPTS[0])  # type: ignore[union-attr]
+    bad = SamplingParams(
+        max_tokens=40,
+        min_tokens=30,
+        stop_token_ids=[5],
+        allowed_tokens=lambda prefix: [5] if len(prefix) == len(ids) + 9 else None,
+    )
+    with failing.trace(tmp_path / "trace.jsonl"):
+        failing.add_request(ids, bad, "bad")
+        failing.add_request(PROMPTS[1], SamplingParams(max_tokens=40, ignore_eos=True), "good")
+        errors = 0
+        while failing.has_work():
+            try:
+                failing.step()
+            except DecodingError:
+                errors += 1
+    assert errors == 1
+    history = load(tmp_path / "trace.jsonl")
+    check_statistics(history, failing)
+    by_name = {row.request: row for row in history.rows}
+    assert (by_name["bad"].finish, by_name["good"].finish) == ("dropped", "length")
+    assert len(replayed(by_name["good"])) == 40
+    for row in history.rows:  # the small model meets the rules, in a pass that both rows share
+        actions = [a for this in row.rounds for a in this.actions]
+        assert [action.level for action in actions if action.kind == "retire"] == [1, 2]
+
+
+def test_an_encoder_decoder(tmp_path: Path) -> None:
+    models = family("t5")
+    engine = Engine.load(models.target, models.drafts, models.table, policy=CHAIN, threads=1)
+    with engine.trace(tmp_path / "trace.jsonl"):
+        results = engine.generate(PROMPTS, SamplingParams(max_tokens=20))
+    history = load(tmp_path / "trace.jsonl")
+    check_statistics(history, engine)
+    for row, result, prompt in zip(history.rows, results, PROMPTS, strict=True):
+        assert row.prompt == result.prompt_token_ids
+        assert row.text.split() == prompt.split()
+        assert replayed(row) == result.token_ids
+
+
+def test_one_trace_at_a_time(engine: Engine, tmp_path: Path) -> None:
+    params = SamplingParams(max_tokens=3)
+    first = engine.trace(tmp_path / "first")
+    with pytest.raises(RequestError, match="a trace is being written"):
+        engine.trace(tmp_path / "second")
+    first.close()
+    with engine.trace(tmp_path / "second"):
+        first.close()  # ends nothing of the second
+        engine.generate(PROMPTS[0], params)
+    engine.generate(PROMPTS[0], params)
+    assert [len(load(tmp_path / name).rows) for name in ("first", "second")] == [0, 1]
+    with pytest.raises(FileNotFoundError):
+        engine.trace(tmp_path / "nowhere" / "third")
+    with engine.trace(tmp_path / "third"):
+        pass
+
+
+def test_a_full_disk_costs_the_trace_alone(engine: Engine) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    expected = generated(engine, CHAIN, SamplingParams(max_tokens=30))
+    with pytest.warns(RuntimeWarning, match="the trace ends here"):
+        trace = engine.trace(full)
+    assert generated(engine, CHAIN, SamplingParams(max_tokens=30)) == expected
+    with pytest.raises(TraceError, match=r"incomplete.*No space") as caught:
+        trace.close()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert generated(engine, CHAIN, SamplingParams(max_tokens=30)) == expected
