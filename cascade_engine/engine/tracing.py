@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,9 @@ from cascade_engine.trace.writer import TraceWriter
 
 DIGITS = 6
 """Of a probability."""
+
+Part = dict[str, Any]
+"""What a pass did with one row."""
 
 
 class Tracing(Watcher):
@@ -37,9 +41,10 @@ class Tracing(Watcher):
         self._numbers: dict[Row, int] = {}
         """Of the rows that are not done."""
         self._rows = 0
-        self._parts: list[dict[str, Any]] = []
-        """Rows of the pass that is under way."""
-        self._under_review: dict[Row, dict[str, Any]] = {}
+        self._drafts: list[Part] = []
+        """Of the pass that is under way."""
+        self._reviews: dict[Row, Part] = {}
+        """Of the pass that is under way, or of one that failed."""
 
     def __enter__(self) -> Tracing:
         return self
@@ -109,8 +114,8 @@ class Tracing(Watcher):
             "texts": [piece.text for piece in out.pieces],
         }
         logprobs = [piece.logprobs.logprob for piece in out.pieces if piece.logprobs is not None]
-        if logprobs:
-            fields["logprobs"] = [round(value, DIGITS) for value in logprobs]
+        if logprobs:  # JSON has no infinity
+            fields["logprobs"] = [round(p, DIGITS) if p > -math.inf else None for p in logprobs]
         number = self._numbers[row]
         if out.finish_reason is not None:
             fields["finish"] = out.finish_reason
@@ -122,7 +127,7 @@ class Tracing(Watcher):
     def drafted(self, row: Row, count: int) -> None:
         tokens = self._tokens.read(row.slot, row.length - count, row.length)
         probs = self._tokens.read_probs(row.slot, row.length - count, row.length)
-        self._part(row, row.length - count, tokens, probs)
+        self._drafts.append(self._part(row, row.length - count, tokens, probs))
 
     def branched(self, row: Row, root: int, tree: DraftedTree) -> None:
         parents, paths = tree.parents.tolist(), tree.probs.tolist()
@@ -130,10 +135,10 @@ class Tracing(Watcher):
             path if above == ROOT else path / paths[above] if paths[above] > 0.0 else 0.0
             for above, path in zip(parents, paths, strict=True)
         ]
-        self._part(row, root, tree.tokens.tolist(), shares, parents)
+        self._drafts.append(self._part(row, root, tree.tokens.tolist(), shares, parents))
 
     def reviewing(self, rows: Sequence[Row], items: Sequence[ReviewItem]) -> None:
-        self._parts.clear()
+        self._reviews = {}
         for row, item in zip(rows, items, strict=True):
             at, tree = item.frontier, item.tree
             if tree is None:
@@ -144,10 +149,10 @@ class Tracing(Watcher):
             else:
                 part = self._part(row, at, tree.tokens, tree.probs, tree.parents)
                 part["sources"] = list(tree.sources)
-            self._under_review[row] = part
+            self._reviews[row] = part
 
     def settled(self, row: Row, item: ReviewItem, verdict: Verdict) -> None:
-        part = self._under_review.pop(row)
+        part = self._reviews[row]
         own = item.frontier + verdict.num_accepted
         kept = range(verdict.num_accepted) if item.tree is None else verdict.path
         part["kept"], part["token"] = list(kept), verdict.token
@@ -160,8 +165,9 @@ class Tracing(Watcher):
             ]
 
     def passed(self, kind: str, level: int, begin: float, seconds: float) -> None:
-        parts, self._parts = self._parts, []
+        parts = self._drafts if kind == "draft" else list(self._reviews.values())
         self._writer.add(kind, begin, seconds, level=level, rows=parts)
+        self._drafts, self._reviews = [], {}
 
     def prefilled(self, row: Row, start: int, end: int, begin: float, seconds: float) -> None:
         number = self._numbers[row]
@@ -178,13 +184,12 @@ class Tracing(Watcher):
         tokens: Sequence[int],
         probs: Sequence[float],
         parents: Sequence[int] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Part:
         self._name(tokens)
-        part: dict[str, Any] = {"row": self._numbers[row], "at": at, "tokens": list(tokens)}
+        part: Part = {"row": self._numbers[row], "at": at, "tokens": list(tokens)}
         if parents is not None:
             part["parents"] = list(parents)
         part["probs"] = [round(prob, DIGITS) for prob in probs]
-        self._parts.append(part)
         return part
 
     def _name(self, tokens: Iterable[int]) -> None:

@@ -48,16 +48,16 @@ def replayed(row: TracedRow) -> list[int]:
     for this in row.rounds:
         state, cut = list(final), False
         for action in this.actions:
-            cut = cut or action.kind == "retire"
-            if action.kind == "retire":
-                continue
-            assert len(final) <= action.at <= len(state)
-            if action.kind == "draft" and isinstance(action.parents, range):
-                assert cut or action.at == len(state)
-                state = [*state[: action.at], *action.tokens]
+            chain = isinstance(action.parents, range)
+            assert action.kind == "retire" or len(final) <= action.at <= len(state)
+            if cut and chain:  # what the failed level had to review is gone
+                state = state[: action.at + len(action.tokens) * (action.kind == "review")]
+            cut = action.kind == "retire"
+            if action.kind == "draft" and chain:
+                assert action.at == len(state)
+                state += action.tokens
             elif action.kind == "review":
-                if isinstance(action.parents, range):
-                    assert cut or action.tokens == state[action.at :]
+                assert not chain or action.tokens == state[action.at :]
                 kept = [action.tokens[node] for node in action.kept]
                 assert action.token is not None
                 state = [*state[: action.at], *kept, action.token]
@@ -204,6 +204,8 @@ def test_levels_and_requests_that_fail(engine: Engine, tmp_path: Path) -> None:
     assert errors == 1
     history = load(tmp_path / "trace.jsonl")
     check_statistics(history, failing)
+    stats = failing.stats()  # of the failed pass, the rows that were reviewed again alone
+    assert stats["levels"][0]["rows"] == sum(stats["tokens_per_pass"])
     by_name = {row.request: row for row in history.rows}
     assert (by_name["bad"].finish, by_name["good"].finish) == ("dropped", "length")
     assert len(replayed(by_name["good"])) == 40
