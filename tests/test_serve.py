@@ -1,14 +1,10 @@
-"""AsyncEngine: streams, cancellation, limits, shutdown; and the programs that docs/ shows."""
+"""AsyncEngine: streams, cancellation, limits, shutdown."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
-import sys
 import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +14,6 @@ from tests.data import data_path
 
 PROMPT = "Once upon a time, there was a little girl named Lily."
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def load(**options: object) -> Engine:
@@ -191,19 +186,3 @@ def test_from_several_event_loops() -> None:
     asyncio.run(served.shutdown())
     assert len(texts) == 4
     assert len(set(texts)) == 1
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_programs_in_the_docs_run(number: int, tmp_path: Path) -> None:
-    programs = re.findall(r"```python\n(.*?)```", (DOCS / "serving.md").read_text(), re.DOTALL)
-    assert len(programs) == 2
-    program = tmp_path / "program.py"
-    program.write_text(programs[number])
-    done = subprocess.run(
-        [sys.executable, str(program), str(data_path("stories260k"))],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) >= 3
