@@ -13,6 +13,14 @@ from cascade_engine.detokenizer import Surfaces
 from cascade_engine.errors import TokenizerError
 
 SENTENCEPIECE_NAMES = ("tokenizer.model", "spiece.model")
+TOKENIZER_FILES = (
+    *SENTENCEPIECE_NAMES,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""All that may belong to a model's tokenizer."""
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 MAX_ADDED_TOKENS = 100_000
 

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import torch
 from sentencepiece import SentencePieceProcessor
 
+from cascade_engine.training.batches import Batch, Example, packed, padded
+
 from .corpus import Document
-from .presets import PAD_ID
 from .tokenizer import EOS_ID, encode_answer, encode_document
 
-PROMPT_WEIGHT = 0.02
-_BUFFER_ROWS = 16
 _POOL_DOCUMENTS = 1024
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One optimizer step's tokens.
-
-    `tokens` int64 [rows, length]: what the decoder produces; `weights` float32 [rows, length]: the
-    loss weight of each (0 for padding and BOS, PROMPT_WEIGHT inside prompts, 1 in answers).
-    `inputs` int64 [rows, input length]: the encoder's ids (T5 only), padded with PAD_ID.
-    """
-
-    tokens: torch.Tensor
-    weights: torch.Tensor
-    inputs: torch.Tensor | None = None
 
 
 def packed_batches(
@@ -36,38 +20,14 @@ def packed_batches(
 ) -> Iterator[Batch]:
     """LLaMA batches: whole documents laid end to end, each with BOS and EOS, none split.
 
-    A document goes to the fullest open row that still has room; when too many rows are open, the
-    fullest one closes. Raises ValueError for a document longer than a row.
+    Raises ValueError for a document longer than a row.
     """
-    open_rows: list[tuple[list[int], list[float]]] = []
-    closed: list[tuple[list[int], list[float]]] = []
-    for document in stream:
-        ids, prompt_length = encode_document(tokenizer, document.prompt, document.answer)
-        if len(ids) > length:
-            raise ValueError(
-                f"document of {len(ids)} tokens does not fit a row of {length}: {document.identity}"
-            )
-        weights = [0.0] + [PROMPT_WEIGHT] * (prompt_length - 1) + [1.0] * (len(ids) - prompt_length)
-        fitting = [row for row in open_rows if len(row[0]) + len(ids) <= length]
-        if fitting:
-            row = max(fitting, key=lambda r: len(r[0]))
-        else:
-            row = ([], [])
-            open_rows.append(row)
-        row[0].extend(ids)
-        row[1].extend(weights)
-        if len(open_rows) > _BUFFER_ROWS:
-            fullest = max(range(len(open_rows)), key=lambda i: len(open_rows[i][0]))
-            closed.append(open_rows.pop(fullest))
-        if len(closed) == rows:
-            yield Batch(*(padded(part) for part in zip(*closed, strict=True)))
-            closed = []
+    return packed((_example(document, tokenizer) for document in stream), rows, length)
 
 
-def padded(sequences: Sequence[list[int]] | Sequence[list[float]]) -> torch.Tensor:
-    """Rows of one length, [rows, longest], filled up with PAD_ID = 0 (a weight of 0)."""
-    length = max(len(s) for s in sequences)
-    return torch.tensor([[*s, *([PAD_ID] * (length - len(s)))] for s in sequences])
+def _example(document: Document, tokenizer: SentencePieceProcessor) -> Example:
+    ids, prompt_length = encode_document(tokenizer, document.prompt, document.answer)
+    return Example(ids[:prompt_length], ids[prompt_length:])
 
 
 def pair_batches(

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from cascade_engine.training.export import save_as
+
 from .model_card import write_card
 from .presets import MAX_POSITIONS, PRESETS, load_model
 
@@ -28,10 +30,9 @@ def export_model(name: str, trained: Path, tokenizer: Path, out: Path) -> None:
             f"{final} is missing: run python -m cascade_engine.demo.train --model {name}"
         )
     model = load_model(final, PRESETS[name].family, torch.bfloat16)
-    model.config.dtype = torch.bfloat16
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    save_as(model, folder, torch.bfloat16)
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
     is_llama = PRESETS[name].family == "llama"
     settings = {
@@ -47,15 +48,6 @@ def export_model(name: str, trained: Path, tokenizer: Path, out: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     for file in folder.iterdir():
         file.chmod(0o644)
-    if is_llama:
-        _add_rope_theta(folder / "config.json")
-
-
-def _add_rope_theta(path: Path) -> None:
-    """Readers written before transformers 5 look for `rope_theta` at the top level."""
-    config = json.loads(path.read_text())
-    config.setdefault("rope_theta", config.get("rope_parameters", {}).get("rope_theta", 10000.0))
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def embedded_bytes(folder: Path) -> int:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cascade_engine.training.loop import require_transformers
+
 from .tokenizer import BOS_ID, EOS_ID, UNK_ID, VOCAB_SIZE
 
 if TYPE_CHECKING:
@@ -104,17 +106,6 @@ PRESETS: dict[str, Preset] = {
         other_lr=5e-3,
     ),
 }
-
-
-def require_transformers() -> Any:
-    """The transformers module. Raises ImportError that names the extra when it is absent."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "training needs transformers: pip install 'cascade_engine[train]'"
-        ) from error
-    return transformers
 
 
 def build_model(name: str) -> PreTrainedModel:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from .batches import Batch, padded
+from cascade_engine.training.batches import Batch, padded
+from cascade_engine.training.losses import forward_logits
+
 from .corpus import Document, Task, distinct_documents
 from .presets import PRESETS, load_model
 from .scoring import greedy_answers, score
 from .tokenizer import BOS_ID, EOS_ID, load_tokenizer
-from .train import forward_logits
 
 TASK_COUNTS: dict[Task, int] = {
     "arithmetic": 400,

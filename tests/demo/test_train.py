@@ -13,13 +13,14 @@ pytest.importorskip("transformers")
 
 import cascade_engine.demo
 from cascade_engine.demo import train
-from cascade_engine.demo.batches import Batch
 from cascade_engine.demo.corpus import distinct_documents
 from cascade_engine.demo.export import embedded_bytes, export_model
 from cascade_engine.demo.model_card import write_card
 from cascade_engine.demo.presets import PRESETS, build_model, load_model
 from cascade_engine.demo.reference_scores import agreement, answer_batch
 from cascade_engine.demo.tokenizer import encode_answer, load_tokenizer
+from cascade_engine.training import losses
+from cascade_engine.training.batches import Batch
 
 TOKENIZER = Path(cascade_engine.demo.__file__).parent / "llama-target" / "tokenizer.model"
 
@@ -67,7 +68,7 @@ def test_llama_loss_is_the_next_token_loss(llama) -> None:
     tokens = torch.randint(3, 2048, (2, 20), generator=torch.Generator().manual_seed(1))
     weights = torch.ones(2, 20)
     weights[:, 0] = 0
-    ours = train.loss_of(llama, Batch(tokens, weights))
+    ours = losses.loss_of(llama, Batch(tokens, weights))
     with torch.autocast("cpu", torch.bfloat16):
         theirs = llama(input_ids=tokens, labels=tokens).loss
     assert abs(ours.item() - theirs.item()) < 5e-3
@@ -77,7 +78,7 @@ def test_t5_loss_is_the_loss_of_transformers(t5) -> None:
     generator = torch.Generator().manual_seed(2)
     tokens, inputs = (torch.randint(3, 2048, (2, n), generator=generator) for n in (9, 14))
     tokens[1, 6:], inputs[1, 10:] = 0, 0
-    ours = train.loss_of(t5, Batch(tokens, (tokens != 0).float(), inputs))
+    ours = losses.loss_of(t5, Batch(tokens, (tokens != 0).float(), inputs))
     labels = tokens.masked_fill(tokens == 0, -100)
     with torch.autocast("cpu", torch.bfloat16):
         theirs = t5(input_ids=inputs, attention_mask=(inputs != 0).long(), labels=labels).loss
@@ -90,21 +91,21 @@ def test_weights_choose_the_tokens_that_count(llama) -> None:
     one[0, 7] = 1.0
     other = tokens.clone()
     other[:, 8:] = 9
-    assert train.loss_of(llama, Batch(tokens, one)) == train.loss_of(llama, Batch(other, one))
+    assert losses.loss_of(llama, Batch(tokens, one)) == losses.loss_of(llama, Batch(other, one))
 
 
 def test_distillation_from_itself_has_no_divergence(llama) -> None:
     batch = Batch(torch.arange(40).reshape(2, 20) + 5, torch.ones(2, 20))
-    assert train.loss_of(llama, batch, teacher=llama, teacher_share=1.0).abs() < 1e-6
-    mixed = train.loss_of(llama, batch, teacher=llama, teacher_share=0.25)
-    assert abs(mixed.item() - 0.75 * train.loss_of(llama, batch).item()) < 1e-4
+    assert losses.loss_of(llama, batch, teacher=llama, teacher_share=1.0).abs() < 1e-6
+    mixed = losses.loss_of(llama, batch, teacher=llama, teacher_share=0.25)
+    assert abs(mixed.item() - 0.75 * losses.loss_of(llama, batch).item()) < 1e-4
 
 
 def test_agreement_of_a_model_with_its_own_greedy_tokens_is_one(llama) -> None:
     tokenizer = load_tokenizer(TOKENIZER)
     items = distinct_documents("test", "fact", 3)
     batch = answer_batch([tokenizer.encode(d.prompt) for d in items], [[7, 8, 2]] * 3, False)
-    first = train.forward_logits(llama, batch).argmax(-1)[batch.weights > 0].tolist()[0::3]
+    first = losses.forward_logits(llama, batch).argmax(-1)[batch.weights > 0].tolist()[0::3]
     assert agreement(llama, tokenizer, items, [[t] for t in first]) == 1.0
     assert agreement(llama, tokenizer, items, [[(t + 1) % 2048] for t in first]) == 0.0
 

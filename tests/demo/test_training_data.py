@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cascade_engine.demo
-from cascade_engine.demo.batches import PROMPT_WEIGHT, packed_batches, pair_batches
+from cascade_engine.demo.batches import packed_batches, pair_batches
 from cascade_engine.demo.corpus import Document, documents
 from cascade_engine.demo.scoring import is_correct, score
 from cascade_engine.demo.tokenizer import (
@@ -21,6 +21,7 @@ from cascade_engine.demo.tokenizer import (
     encode_document,
     load_tokenizer,
 )
+from cascade_engine.training.batches import PROMPT_WEIGHT
 
 FOLDER = Path(cascade_engine.demo.__file__).parent
 

@@ -1,0 +1,1 @@
+"""Drafts trained on a target's own answers: `python -m cascade_engine.distill`."""
