@@ -80,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CascadeError, ImportError, OSError) as error:
         say(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        say("interrupted; go on with --resume")
+        return 130
     print(f"{args.out}: {report['parameters']:,} parameters; agreement {report['agreement']:.3f}")
     for name, found in report["cascade"]["settings"].items():
         print(
