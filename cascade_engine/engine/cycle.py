@@ -23,7 +23,7 @@ from cascade_engine.levels import (
     Verdict,
     cut,
 )
-from cascade_engine.policy import Draft, Learner, Listener, Policy, Review
+from cascade_engine.policy import Action, Draft, Learner, Listener, Policy, Review
 
 ROWS_BESIDE_NEW_ONES = 16
 """With more rows than that a shared pass takes over twice as long as the new rows alone, so their
@@ -163,19 +163,15 @@ class Cycle:
         reviews: list[tuple[Row, Review]] = []
         while deciding:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]
-            drafts = [(row, action) for row, action in actions if isinstance(action, Draft)]
-            if drafts:
+            level = max(action.level for _, action in actions)
+            drafts, reviews = self._sorted(level, actions)
+            if level == len(self._neural):
                 self._drafting.draft(drafts)
                 continue
-            reviews = [(row, action) for row, action in actions if isinstance(action, Review)]
-            level = max(action.level for _, action in reviews)
             if level == 0:
                 break
-            self._review(
-                level,
-                policy.lenience,
-                [(row, action) for row, action in reviews if action.level == level],
-            )
+            self._draft(level, drafts)
+            self._review(level, policy.lenience, reviews)
             deciding, reviews = [row for row in deciding if row.slot != NO_SLOT], []
         last = [*reviews, *((row, Review(0)) for row in first)]
         return [self._emit(row) for row in self._review(0, 1.0, last)]
@@ -210,6 +206,51 @@ class Cycle:
             [row for row in drafting if row.slot != NO_SLOT],
             [row for row in first if row.slot != NO_SLOT],
         )
+
+    def _sorted(
+        self, level: int, actions: Sequence[tuple[Row, Action]]
+    ) -> tuple[list[tuple[Row, Draft]], list[tuple[Row, Review]]]:
+        """The drafts and reviews of a level. What a neural level cannot draft by itself, because it
+        drafts on a device, needs the request's functions, or has tokens to judge first, becomes a
+        review, which ends with one token of its own."""
+        drafts: list[tuple[Row, Draft]] = []
+        reviews: list[tuple[Row, Review]] = []
+        for row, action in actions:
+            if action.level != level:
+                continue
+            if isinstance(action, Review):
+                reviews.append((row, action))
+            elif level == len(self._neural) or self._drafts_alone(level, row):
+                drafts.append((row, action))
+            else:
+                reviews.append((row, Review(level)))
+        return drafts, reviews
+
+    def _drafts_alone(self, level: int, row: Row) -> bool:
+        able = level > 0 and self._neural[level].drafts
+        return able and row.allowed is None and row.frontier[level] == row.length
+
+    def _draft(self, level: int, drafts: Sequence[tuple[Row, Draft]]) -> None:
+        """A neural level drafts for rows on its own, all their tokens in one call."""
+        rows = self._make_room(self._neural[level], [row for row, _ in drafts])
+        if not rows:
+            return
+        begin = time.perf_counter()
+        items = [row.draft_item(action.tokens) for row, action in drafts if row.slot != NO_SLOT]
+        try:
+            counts = self._neural[level].draft(items)
+        except ValueError:
+            self._retire(level, rows)
+            return
+        for row, count in zip(rows, counts, strict=True):
+            row.append_own(level, count)
+        seconds = time.perf_counter() - begin
+        made = [(row, Draft(level, n)) for row, n in zip(rows, counts, strict=True)]
+        for listener in self.listeners:
+            listener.drafted(level, made, seconds)
+        self.stats.count_pass(level, sum(counts), seconds, max(counts))
+        for row, count in zip(rows, counts, strict=True):
+            row.stats.levels[level].count_call(seconds * count / sum(counts), count)
 
     def _review(
         self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]

@@ -23,8 +23,8 @@ class LevelStats:
     seconds: float = 0.0
     """Its share of the time of the passes it took part in."""
 
-    def count_call(self, seconds: float) -> None:
-        self.calls += 1
+    def count_call(self, seconds: float, calls: int = 1) -> None:
+        self.calls += calls
         self.seconds += seconds
 
 

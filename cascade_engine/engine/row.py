@@ -13,6 +13,7 @@ from cascade_engine.levels import (
     MAX_NODES,
     ROOT,
     DraftedTree,
+    DraftItem,
     LogprobRequest,
     Rejection,
     ReviewItem,
@@ -76,7 +77,7 @@ class Row:
     keys: list[bytes] = field(default_factory=list)
     """Prefix keys of the whole pages of its leading final tokens, as far as they were needed."""
     reviews: int = 0
-    """By any level, if they go by the rejection rule: each has noise of its own."""
+    """By any level, at least, if they go by the rejection rule: each has noise of its own."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens that the last target review left, where they are asked for."""
 
@@ -141,6 +142,10 @@ class Row:
             unanswered,
             rejection,
         )
+
+    def draft_item(self, tokens: int) -> DraftItem:
+        """This row's part where a neural level drafts up to `tokens` tokens on its own."""
+        return DraftItem(self.slot, self.length, tokens, self.sampler, self.reviews)
 
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:
         """The row's tree, brought up to date, and the nodes of the row's own drafts in it."""
@@ -211,6 +216,16 @@ class Row:
         self.length += count
         self.sources.extend([level] * count)
         self.exhausted = count == 0
+        self.stats.levels[level].drafted += count
+
+    def append_own(self, level: int, count: int) -> None:
+        """A neural level drafted `count` tokens on its own: each is a review that found nothing."""
+        self.length += count
+        self.sources.extend([level] * count)
+        for i in range(level, len(self.frontier)):
+            self.frontier[i] = self.length
+        self.exhausted = self.widened = False
+        self.reviews += count
         self.stats.levels[level].drafted += count
 
     def append_branches(self, level: int, tokens: TokenRows, root: int, tree: DraftedTree) -> None:

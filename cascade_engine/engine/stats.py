@@ -80,9 +80,9 @@ class EngineStats:
         self.steps = 0
         self.reviews = ReviewCounts(len(self._names))
 
-    def count_pass(self, level: int, rows: int, seconds: float) -> None:
+    def count_pass(self, level: int, rows: int, seconds: float, passes: int = 1) -> None:
         counters = self.levels[level]
-        counters.passes += 1
+        counters.passes += passes
         counters.rows += rows
         counters.seconds += seconds
 

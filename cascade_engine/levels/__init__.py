@@ -3,6 +3,7 @@
 from cascade_engine.levels.encoder_decoder import EncoderDecoderLevel
 from cascade_engine.levels.neural import NeuralLevel
 from cascade_engine.levels.rows import (
+    DraftItem,
     LogprobRequest,
     Rejection,
     ReviewItem,
@@ -17,6 +18,7 @@ from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
 __all__ = [
     "MAX_NODES",
     "ROOT",
+    "DraftItem",
     "DraftedTree",
     "EncoderDecoderLevel",
     "LogprobRequest",

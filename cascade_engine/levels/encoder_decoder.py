@@ -102,16 +102,9 @@ class EncoderDecoderLevel(NeuralLevel):
         tools and tests."""
         return self._encoder_recorder.read(self._encoded, self.weights.activation_dtype)
 
-    def _feed(
-        self,
-        slots: list[int],
-        ends: list[int],
-        logits: list[int],
-        reach: int = 0,
-        trees: Sequence[tuple[list[int], list[int]]] = (),
-    ) -> None:
+    def _reserve(self, slots: Sequence[int], ends: Sequence[int]) -> None:
         self.encode(slots)
-        super()._feed(slots, ends, logits, reach, trees)
+        super()._reserve(slots, ends)
 
     def _source(self, slot: int) -> int:
         return self.rows.source(slot)

@@ -7,9 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.cache import KVStorage, PageTable, pages_for
+from cascade_engine.cache import PAGE_TOKENS, KVStorage, PageTable, pages_for
 from cascade_engine.errors import CapacityError
-from cascade_engine.levels.rows import Rejection, ReviewItem, TokenLogprobs, TokenRows, Verdict
+from cascade_engine.levels.rows import (
+    DraftItem,
+    Rejection,
+    ReviewItem,
+    TokenLogprobs,
+    TokenRows,
+    Verdict,
+)
 from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
 from cascade_engine.models.family import ModelWeights
@@ -64,6 +71,8 @@ class NeuralLevel:
         self._backend = backend
         self.left_padded = left_padded
         self.rows = rows
+        self.drafts = isinstance(backend, CpuBackend)
+        """Whether `draft` is there; where not, a review of nothing gives a token at a time."""
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
         self._row_tokens = min(context, capacity)
@@ -144,6 +153,56 @@ class NeuralLevel:
                 zip(items, verdicts, strict=True)
             )
         ]
+
+    def draft(self, items: Sequence[DraftItem]) -> list[int]:
+        """Appends up to `item.tokens` tokens to each row, at least one, those that as many reviews
+        of nothing would append; returns how many. There are fewer where free pages or the level's
+        context hold no more, or behind logits that allow no token.
+
+        Between the tokens nothing returns to Python. Each row's cache ends before its last token.
+        Raises ValueError when the first token of a row is not to be had, and leaves the rows as
+        they were.
+        """
+        assert isinstance(self._backend, CpuBackend)
+        for item in items:
+            if item.length - self.pages.length[item.slot] > PREFILL_TOKENS:
+                self.prefill(item.slot, item.length - 1)
+        slots = [item.slot for item in items]
+        self._reserve(slots, [item.length for item in items])
+        counts = self._affordable(items)
+        self._reserve(slots, [item.length + n - 1 for item, n in zip(items, counts, strict=True)])
+        tokens, rejects = self.rows.tokens, any(item.sampler.rejects for item in items)
+        passes = self._backend.draft(
+            program=self._program,
+            logits=self._logits,
+            vocab=self.vocab_size,
+            tokens=tokens.data_ptr(),
+            token_stride=tokens.shape[1],
+            probs=self.rows.draft_probs.data_ptr(),
+            rows=slots,
+            cached=[self.pages.length[slot] for slot in slots],
+            lengths=[item.length for item in items],
+            counts=counts,
+            samplers=[item.sampler for item in items],
+            left_padded=self.left_padded,
+            distributions=self.rows.distributions if rejects else None,
+            reviews=[item.reviews for item in items],
+        )
+        drafted = [min(count, passes) for count in counts]
+        for item, count in zip(items, drafted, strict=True):
+            self.pages.length[item.slot] = item.length + count - 1
+            self.pages.truncate(item.slot, item.length + count - 1)
+        return drafted
+
+    def _affordable(self, items: Sequence[DraftItem]) -> list[int]:
+        """Tokens to draft for each row: what is wanted, as far as it costs no row its pages."""
+        spare, counts = self.pages.available_pages, []
+        for item in items:
+            fed = PAGE_TOKENS * (pages_for(item.length) + spare)
+            count = min(item.tokens, 1 + min(fed, self._row_tokens) - item.length)
+            spare -= pages_for(item.length + count - 1) - pages_for(item.length)
+            counts.append(count)
+        return counts
 
     def fork(self, source: int, target: int, tokens: int) -> None:
         """The empty row `target` shares what is cached of the first `tokens` tokens of `source`."""
@@ -238,6 +297,11 @@ class NeuralLevel:
         else:
             self._feed(slots, ends, logits, max(item.reach for item in items), trees)
 
+    def _reserve(self, slots: Sequence[int], ends: Sequence[int]) -> None:
+        """Makes each row writable up to slot `ends[i]`."""
+        for slot, end in zip(slots, ends, strict=True):
+            self.pages.reserve(slot, end, self.storage.copy_page)
+
     def _feed(
         self,
         slots: list[int],
@@ -252,8 +316,7 @@ class NeuralLevel:
         reach = reach or max(ends, default=0)
         if reach > self._row_tokens:
             raise CapacityError(f"{reach} tokens do not fit a row of {self._row_tokens}")
-        for slot, end in zip(slots, ends, strict=True):
-            pages.reserve(slot, end, self.storage.copy_page)
+        self._reserve(slots, ends)
         starts = [pages.length[slot] for slot in slots]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
         self._program.run(slots, starts, counts, logits, self.left_padded, trees)

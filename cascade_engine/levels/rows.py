@@ -127,6 +127,20 @@ class ReviewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftItem:
+    """One row that a neural level drafts for on its own."""
+
+    slot: int
+    length: int
+    """All of its tokens are reviewed by this level or a better one."""
+    tokens: int
+    """Wanted, >= 1."""
+    sampler: Sampler
+    reviews: int = 0
+    """`Rejection.number` of the first of these tokens, where the sampler rejects."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a review decided for one row: drafted tokens kept, then the level's own token."""
 

@@ -166,6 +166,10 @@ class CpuBackend:
         """The acceptance rule over rows of logits: see `_C.accept`."""
         return _C.accept(self.context, **arguments)
 
+    def draft(self, **arguments: Any) -> int:
+        """Tokens that a model drafts on its own: see `_C.draft`."""
+        return _C.draft(self.context, **arguments)
+
     def logprobs(self, **arguments: Any) -> list[list[tuple[float, list[tuple[int, float]]]]]:
         """Log-probabilities of tokens that a review left: see `_C.logprobs`."""
         return _C.logprobs(self.context, **arguments)

@@ -34,10 +34,15 @@ class RowState(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """Append up to `tokens` tokens proposed by the statistical level `level`.
+    """Append up to `tokens` tokens proposed by level `level`.
 
-    With `nodes` > 0 the row stays as it is, and up to so many nodes of a tree, `tokens` deep, are
-    put beside what was drafted for it."""
+    A neural level drafts on its own: `Draft(level, k)` leaves what k times `Review(level)` leave,
+    at the cost of one step of the policy. It may leave less, at least what one leaves: tokens
+    behind its frontier are judged first, and where little memory is free it draws fewer; the policy
+    is then asked again. Not for the target.
+
+    With `nodes` > 0, of the statistical level alone, the row stays as it is, and up to so many
+    nodes of a tree, `tokens` deep, are put beside what was drafted for it."""
 
     level: int
     tokens: int
@@ -124,7 +129,8 @@ class Listener(Protocol):
     """
 
     def drafted(self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float) -> None:
-        """The statistical level was asked for these drafts in one go: chains, or trees. Chains
+        """The statistical level was asked for these drafts in one go: chains, or trees. Or a neural
+        level made them on its own, `tokens` each, in as many passes as the longest has. Chains
         stand in the rows."""
 
     def reviewed(

@@ -119,10 +119,17 @@ class FixedCascade:
                 if drafter == n:
                     room = row.room - reviews + 1
                     return Draft(n, min(self.k_matrix[-1][-1] or segment, room))
+                if self._drafts_alone(drafter) and vouched == row.length:
+                    missing = segment - (vouched - row.frontier[level])
+                    return Draft(drafter, min(missing, row.room - reviews + 1))
                 return self._act(row, drafter, reviews + 1)
         if nodes and not row.widened:
             return Draft(n, min(nodes, row.room), nodes)
         return Review(level, nodes, self.siblings if level else 0)
+
+    def _drafts_alone(self, level: int) -> bool:
+        """Whether all that a level does is to append its own tokens."""
+        return not (any(self.k_matrix[level]) or self.tree[level] or self.siblings)
 
 
 def _checked_trees(trees: tuple[int, ...], levels: int) -> tuple[int, ...]:

@@ -129,8 +129,27 @@ class Learner:
     # What the engine tells
 
     def drafted(self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float) -> None:
+        if level < self._neural:
+            self._drafted_alone(level, drafts, seconds)
+            return
         tokens = sum(action.nodes or action.tokens for _, action in drafts)
         self._passed(level, len(drafts), tokens, seconds, drafts[0][1].nodes > 0)
+
+    def _drafted_alone(
+        self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float
+    ) -> None:
+        """As many reviews of nothing, a token of each row to a pass."""
+        for drafted in range(max(action.tokens for _, action in drafts)):
+            rows = sum(action.tokens > drafted for _, action in drafts)
+            share = rows / sum(action.tokens for _, action in drafts)
+            self._passed(level, rows, rows, seconds * share, False)
+        for row, _ in drafts:
+            record = row.record
+            if record is None:
+                record = row.record = RowRecord(self._plan, self._generation)
+            record.fed[level] = row.length - 1
+            for i in range(level, self._neural):
+                record.vouched[i] = row.length
 
     def reviewed(
         self,

@@ -40,8 +40,9 @@ class Plan(NamedTuple):
         drafter, vouched = self.drafter, 0
         if drafter and not row.is_dormant(drafter):
             vouched = row.frontier[drafter]
-            if vouched - row.frontier[0] < self.tokens and row.room >= 1:
-                return self._draft(row, n, drafter, 2)
+            missing = self.tokens - (vouched - row.frontier[0])
+            if missing > 0 and row.room >= 1:
+                return self._draft(row, n, drafter, missing, 2)
         if self.nodes:
             if not row.widened and row.room > 0:
                 return Draft(n, min(self.nodes, row.room), self.nodes)
@@ -51,19 +52,23 @@ class Plan(NamedTuple):
             return Draft(n, min(self.tail - unseen, row.room))
         return Review(0)
 
-    def _draft(self, row: RowState, n: int, level: int, reviews: int) -> Action:
-        """`reviews`: how many levels will yet append a token of their own. Each finds room for it,
+    def _draft(self, row: RowState, n: int, level: int, missing: int, reviews: int) -> Action:
+        """`missing`: tokens that the level has yet to vouch for. `reviews`: how many levels will yet append a token of their own. Each finds room for it,
         so that none is passed over because of what was drafted."""
         second = self.second
         if second and level != second and not row.is_dormant(second) and row.room >= reviews:
-            if row.frontier[second] - row.frontier[level] < self.second_tokens:
-                return self._draft(row, n, second, reviews + 1)
+            behind = self.second_tokens - (row.frontier[second] - row.frontier[level])
+            if behind > 0:
+                return self._draft(row, n, second, behind, reviews + 1)
             return Review(level, 0, self.siblings if level == self.drafter else 0)
         if self.width and not row.exhausted and row.length == row.frontier[level]:
             room = row.room - reviews + 1
             if room > 0:
                 return Draft(n, min(self.width, room))
-        return Review(level, 0, self.siblings if level == self.drafter else 0)
+        siblings = self.siblings if level == self.drafter else 0
+        if not self.width and not siblings and row.length == row.frontier[level]:
+            return Draft(level, min(missing, row.room - reviews + 2))
+        return Review(level, 0, siblings)
 
 
 PLAIN = Plan()

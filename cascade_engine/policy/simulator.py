@@ -188,6 +188,8 @@ class Simulation:
         deciding = [row for row in self.rows if row.frontier[0] < self._goal]
         while True:
             actions = [(row, self.policy.next_action(row.state())) for row in deciding]
+            # Of a neural level's own drafts each is a review of nothing.
+            actions = [(row, self._single(action)) for row, action in actions]
             drafts = [(row, a) for row, a in actions if isinstance(a, Draft)]
             if drafts:
                 self._draft(drafts)
@@ -199,6 +201,10 @@ class Simulation:
                 break
         for listener in self.listeners:
             listener.stepped(0.0, 0.0)
+
+    def _single(self, action: Action) -> Action:
+        alone = isinstance(action, Draft) and action.level < self.world.neural
+        return Review(action.level) if alone else action
 
     def _pass(self, level: int, tokens: int, tree: bool) -> float:
         seconds = self.world.seconds(level, tokens, tree)

@@ -26,6 +26,7 @@ T* pointer(std::uintptr_t address) {
 void bind_accept(pybind11::module_& m);
 void bind_drafter(pybind11::module_& m);
 void bind_cuda_kernels(pybind11::module_& m);
+void bind_draft_loop(pybind11::module_& m);
 void bind_drafting(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
 void bind_program(pybind11::module_& m);

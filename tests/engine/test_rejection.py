@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from cascade_engine import AutoCascade, Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.engine import row as engine_row
 from cascade_engine.errors import RequestError
-from cascade_engine.levels import Rejection
+from cascade_engine.levels import DraftItem, Rejection
 from cascade_engine.policy import Policy
 from tests.data import data_path
 from tests.engine.test_against_transformers import chi_square, target_distribution
@@ -103,6 +103,7 @@ def test_shared_noise_would_show(
     monkeypatch.setattr(
         engine_row, "Rejection", lambda number, keeps, trunk: Rejection(0, keeps, trunk)
     )
+    monkeypatch.setattr(engine_row, "DraftItem", lambda *item: DraftItem(*item[:-1], reviews=0))
     assert excess(FixedCascade([[4, 0], [0, 0]]), law) > 20
 
 

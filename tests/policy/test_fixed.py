@@ -28,6 +28,12 @@ def actions_of_policy(
     log: list[tuple[str, int, int]] = []
     while reviews:
         action = policy.next_action(RowState(tuple(frontier), len(row), FAR))
+        if isinstance(action, Draft) and action.level < n:  # so many reviews of nothing
+            for _ in range(action.tokens):
+                log.append(("review", action.level, len(row)))
+                row.append(world.next_token(action.level, row))
+            frontier[action.level :] = [len(row)] * (n - action.level)
+            continue
         if isinstance(action, Draft):
             log.append(("draft", action.level, action.tokens))
             for _ in range(action.tokens):
@@ -119,11 +125,21 @@ def test_a_dormant_draft_is_passed_over() -> None:
     assert policy.next_action(state._replace(exhausted=True)) == Review(0)
 
 
-def test_zero_rows_draft_token_by_token() -> None:
+def test_zero_rows_draft_on_their_own() -> None:
     policy = FixedCascade([[3, 0], [0, 0]])
-    assert policy.next_action(RowState((4, 4), 4, FAR)) == Review(1)
-    assert policy.next_action(RowState((4, 6), 6, FAR)) == Review(1)
+    assert policy.next_action(RowState((4, 4), 4, FAR)) == Draft(1, 3)
+    assert policy.next_action(RowState((4, 6), 6, FAR)) == Draft(1, 1)
     assert policy.next_action(RowState((4, 7), 7, FAR)) == Review(0)
+    assert policy.next_action(RowState((4, 4), 4, room=2)) == Draft(1, 2)
+    assert policy.next_action(RowState((4, 4), 6, FAR)) == Review(1)  # another level's drafts
+    nested = FixedCascade([[3, 0, 0], [0, 3, 0], [0, 0, 0]])
+    assert nested.next_action(RowState((4, 4, 5), 5, room=3)) == Draft(2, 2)  # and level 1's own
+    for wide in (
+        FixedCascade(policy.k_matrix, tree=(8, 4)),
+        FixedCascade(policy.k_matrix, 1, 8, 2),
+    ):
+        state = RowState((4, 4), 4, FAR, widened=True)
+        assert isinstance(wide.next_action(state), Review)
 
 
 def test_plain_decoding_always_reviews() -> None:

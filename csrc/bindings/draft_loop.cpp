@@ -1,0 +1,49 @@
+// A model that drafts on its own.
+#include "ce/draft_loop.h"
+
+#include <tuple>
+
+#include "bindings/bindings.h"
+#include "bindings/rows.h"
+
+namespace py = pybind11;
+
+namespace ce {
+namespace {
+
+int64_t draft(CpuContext& c, Program& program, int logits, int64_t vocab, Address tokens,
+              int64_t token_stride, Address probs, const std::vector<int>& rows,
+              const std::vector<int>& cached, const std::vector<int>& lengths,
+              const std::vector<int>& counts, const Samplers& samplers, bool left_padded,
+              DraftDistributions* distributions, const std::vector<uint32_t>& reviews) {
+  check_lengths(rows.size(), {{"cached", cached.size()},
+                              {"lengths", lengths.size()},
+                              {"counts", counts.size()},
+                              {"samplers", samplers.size()},
+                              {"reviews", reviews.empty() ? rows.size() : reviews.size()}});
+  check_samplers(samplers);
+  std::vector<DraftRow> drafts;
+  for (size_t i = 0; i < rows.size(); ++i)
+    drafts.push_back({rows[i], cached[i], lengths[i], counts[i], samplers[i].get(),
+                      {reviews.empty() ? 0 : reviews[i], true, 0}});
+  const ReviewArgs review{nullptr, 0, -1, vocab, pointer<int32_t>(tokens), token_stride,
+                          pointer<float>(probs), 1.0f, distributions};
+  return draft_tokens({program, logits, left_padded, review}, drafts, c.kernels, c.pool);
+}
+
+}  // namespace
+}  // namespace ce
+
+void bind_draft_loop(py::module_& m) {
+  m.def("draft", &ce::draft, py::arg("context"), py::arg("program"), py::arg("logits"),
+        py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("probs"),
+        py::arg("rows"), py::arg("cached"), py::arg("lengths"), py::arg("counts"),
+        py::arg("samplers"), py::arg("left_padded") = false, py::arg("distributions") = py::none(),
+        py::arg("reviews") = std::vector<uint32_t>(), py::call_guard<py::gil_scoped_release>(),
+        "Appends up to counts[i] tokens to rows[i], whose lengths[i] tokens are cached up to "
+        "cached[i]: those that as many calls of the program and of `accept` would. `logits` is the "
+        "program's buffer; its block tables must have room for lengths + counts - 1. probs as in "
+        "`accept`. distributions, reviews: for samplers that reject; the number of the first of "
+        "these reviews among the row's. Returns the passes made, p: row i has min(counts[i], p) "
+        "tokens more. Raises ValueError if the first pass allows no token.");
+}
