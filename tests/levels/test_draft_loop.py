@@ -15,6 +15,7 @@ from cascade_engine.levels import DraftItem, NeuralLevel, Rejection, ReviewItem,
 from cascade_engine.levels import neural as neural_module
 from cascade_engine.models.llama import LlamaWeights
 from cascade_engine.ops import CpuBackend, Sampler
+from cascade_engine.policy import Action, Draft, Review, RowState
 from tests.models.support import random_llama
 from tests.ops.support import BF16, F32, I8, assert_same_bits, random_weights
 
@@ -180,6 +181,27 @@ def test_the_engine_drafts_with_one_call(tmp_path: Path, monkeypatch: pytest.Mon
         assert calls_of[1].calls == calls_of[1].drafted
     passes = engine.stats()["levels"][1]
     assert passes["rows"] == sum(result.stats.levels[1].drafted for result in drafted)
+
+
+class Eager(FixedCascade):
+    """Asks the draft to go on behind tokens of the table that it has not judged."""
+
+    def next_action(self, row: RowState) -> Action:
+        if row.room <= 0 or row.length - row.frontier[0] > 6:
+            return Review(0)
+        if row.length == row.frontier[0] and not row.exhausted:
+            return Draft(2, 2)
+        return Draft(1, 3)
+
+
+def test_tokens_behind_its_frontier_are_judged_first(tmp_path: Path) -> None:
+    """A draft that the level would not have made ends there, as its review says."""
+    random_llama(tmp_path, 1, vocab_size=97, max_position_embeddings=128)
+    engine = Engine.load(tmp_path, [tmp_path], policy=Eager([[1, 0], [0, 0]]))
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    stats = engine.generate([1, 2, 3, 1, 2], params)[0].stats
+    kept, drafted = (getattr(stats.levels[1], name) for name in ("accepted", "drafted"))
+    assert drafted - kept <= 8, "the draft is the target: only the limit cuts it short"
 
 
 def test_what_the_loop_refuses() -> None:
