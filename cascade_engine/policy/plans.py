@@ -53,8 +53,9 @@ class Plan(NamedTuple):
         return Review(0)
 
     def _draft(self, row: RowState, n: int, level: int, missing: int, reviews: int) -> Action:
-        """`missing`: tokens that the level has yet to vouch for. `reviews`: how many levels will yet append a token of their own. Each finds room for it,
-        so that none is passed over because of what was drafted."""
+        """`missing`: tokens that the level has yet to vouch for; `reviews`: how many levels will
+        yet append a token of their own. Each finds room for it, so that none is passed over because
+        of what was drafted."""
         second = self.second
         if second and level != second and not row.is_dormant(second) and row.room >= reviews:
             behind = self.second_tokens - (row.frontier[second] - row.frontier[level])

@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cascade_engine.policy.base import Draft, Learning, LevelSet, Listener, Policy, Review, RowState
+from cascade_engine.policy.base import (
+    Action,
+    Draft,
+    Learning,
+    LevelSet,
+    Listener,
+    Policy,
+    Review,
+    RowState,
+)
 
 FAR = 1 << 30
 OFF_TEXT = 10

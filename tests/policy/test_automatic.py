@@ -168,6 +168,14 @@ def test_a_plan_is_a_pure_function_of_the_row() -> None:
     assert tree(start) == Draft(2, 16, 16)
     assert tree(start._replace(widened=True)) == Review(0, 16)
     assert AUTO.next_action(start) == Review(0)
+    alone = Plan(drafter=1, tokens=3).next_action
+    assert alone(start) == Draft(1, 3)
+    assert alone(start._replace(room=2)) == Draft(1, 2)
+    assert alone(start._replace(frontier=(5, 7), length=7)) == Draft(1, 1)
+    assert alone(start._replace(length=7)) == Review(1)
+    for_another = Plan(drafter=1, tokens=6, second=2, second_tokens=4).next_action
+    assert for_another(RowState((5, 5, 6), 6, 3)) == Draft(2, 2)  # and level 1's own
+    assert for_another(RowState((5, 5, 9), 9, 3)) == Review(1)
 
 
 def test_room_never_decides_who_reviews_a_drafted_token() -> None:
@@ -201,6 +209,34 @@ def test_each_row_finds_its_own_plan() -> None:
         drafting.append(tail > 0)
     assert copying.record.plan.tail >= 4
     assert sum(drafting[100:]) < 40
+
+
+def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
+    """Three tokens drafted in one go, then judged, against three reviews of nothing."""
+    learners = [AutoCascade(cache=None).start(LEVELS) for _ in range(2)]
+    for at_once, learner in zip((True, False), learners, strict=True):
+        row = SimulatedRow(TEXT, [0, 0])
+        row.cached = [0, 0]
+        for kept in (3, 1, 2):
+            start = row.frontier[0]
+            for drafted in range(1, 4):
+                row.tokens.append(0)
+                row.frontier[1] = start + drafted
+                if not at_once:
+                    item = Reviewed(start + drafted - 1, start + drafted - 1, None)
+                    learner.reviewed(1, [row], [item], [Kept(0)], 1, 1e-3)
+            if at_once:
+                learner.drafted(1, [(row, Draft(1, 3))], 3e-3)
+            item = Reviewed(start, start + 3, None)
+            row.tokens, row.frontier = [], [start + kept + 1] * 2
+            learner.reviewed(0, [row], [item], [Kept(kept)], 4, 1e-2)
+    ours, expected = (
+        {key: (counts.kept, counts.seen) for key, counts in each._shared.items()}
+        for each in learners
+    )
+    assert ours == expected != {}
+    assert learners[0].costs.seconds(1, 1, 1) == pytest.approx(learners[1].costs.seconds(1, 1, 1))
+    assert learners[0]._clock == pytest.approx(learners[1]._clock)
 
 
 def test_lenience_follows_the_target_within_bounds() -> None:
