@@ -24,10 +24,21 @@ int64_t draft(CpuContext& c, Program& program, int logits, int64_t vocab, Addres
   check_samplers(samplers);
   std::vector<DraftRow> drafts;
   for (size_t i = 0; i < rows.size(); ++i)
-    drafts.push_back({rows[i], cached[i], lengths[i], counts[i], samplers[i].get(),
+    drafts.push_back({rows[i],
+                      cached[i],
+                      lengths[i],
+                      counts[i],
+                      samplers[i].get(),
                       {reviews.empty() ? 0 : reviews[i], true, 0}});
-  const ReviewArgs review{nullptr, 0, -1, vocab, pointer<int32_t>(tokens), token_stride,
-                          pointer<float>(probs), 1.0f, distributions};
+  const ReviewArgs review{nullptr,
+                          0,
+                          -1,
+                          vocab,
+                          pointer<int32_t>(tokens),
+                          token_stride,
+                          pointer<float>(probs),
+                          1.0f,
+                          distributions};
   return draft_tokens({program, logits, left_padded, review}, drafts, c.kernels, c.pool);
 }
 

@@ -9,8 +9,9 @@ namespace {
 
 void check(const std::vector<DraftRow>& rows) {
   for (size_t i = 0; i < rows.size(); ++i) {
-    CE_CHECK(rows[i].cached >= 0 && rows[i].cached < rows[i].length, "cached[", i, "] = ",
-             rows[i].cached, " must be in 0..", rows[i].length - 1, ", before the row's last token");
+    CE_CHECK(rows[i].cached >= 0 && rows[i].cached < rows[i].length, "cached[", i,
+             "] = ", rows[i].cached, " must be in 0..", rows[i].length - 1,
+             ", before the row's last token");
     CE_CHECK(rows[i].tokens >= 1, "counts[", i, "] must be >= 1, got ", rows[i].tokens);
   }
 }

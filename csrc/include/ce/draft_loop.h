@@ -23,14 +23,14 @@ struct DraftRow {
 
 struct DraftLoopArgs {
   Program& program;
-  int logits;        // its buffer, of one logit row for each row of a pass
-  bool left_padded;  // of the first pass; the others feed one token each
+  int logits;         // its buffer, of one logit row for each row of a pass
+  bool left_padded;   // of the first pass; the others feed one token each
   ReviewArgs review;  // what accept() takes, but for the logits
 };
 
-// The tokens that as many reviews of nothing but the row's end would append: each pass feeds what is
-// not cached of every row that wants more, then accept() writes a token, its probability and, where
-// its sampler rejects, its distribution. Returns the passes made, so that row i has
+// The tokens that as many reviews of nothing but the row's end would append: each pass feeds what
+// is not cached of every row that wants more, then accept() writes a token, its probability and,
+// where its sampler rejects, its distribution. Returns the passes made, so that row i has
 // min(rows[i].tokens, passes) tokens more and all of them but the last one cached. A pass whose
 // logits allow no token ends the loop, and throws InvalidArgument if it is the first.
 int64_t draft_tokens(const DraftLoopArgs& args, const std::vector<DraftRow>& rows,
