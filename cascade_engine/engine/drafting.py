@@ -38,7 +38,10 @@ class Drafting:
         counts = []
         if chains:
             counts = self._statistical.propose(
-                [Proposal(row.slot, row.length, a.tokens, row.prediction) for row, a in chains]
+                [
+                    Proposal(row.slot, row.length, a.tokens, row.prediction, row.final)
+                    for row, a in chains
+                ]
             )
         for (row, _), count in zip(chains, counts, strict=True):
             row.append_draft(self._level, count)
@@ -63,11 +66,13 @@ class Drafting:
         if row.counted or self._statistical.learns:
             self._count(row)
             self._statistical.finish(row.slot)
+        self._statistical.leave(row.slot, row.final)
 
     def forget(self, row: Row) -> None:
         """The row is gone before its end; nothing is learnt."""
         if row.counted:
             self._statistical.release(row.slot)
+        self._statistical.leave(row.slot)
 
     def _draft_trees(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         """Branches behind each row's end and, beside what was drafted, behind its final tokens."""
@@ -79,7 +84,10 @@ class Drafting:
             if not roots:
                 continue
             trees = self._statistical.propose_trees(
-                [Proposal(row.slot, root, nodes, row.prediction) for row, root, nodes in roots]
+                [
+                    Proposal(row.slot, root, nodes, row.prediction, row.final)
+                    for row, root, nodes in roots
+                ]
             )
             for (row, root, _), tree in zip(roots, trees, strict=True):
                 row.append_branches(self._level, self._tokens, root, tree)

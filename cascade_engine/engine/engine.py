@@ -18,6 +18,7 @@ from cascade_engine.engine.stream import Stream
 from cascade_engine.engine.tracing import Tracing
 from cascade_engine.engine.watching import Watcher
 from cascade_engine.errors import CapacityError, RequestError
+from cascade_engine.levels import Drafter
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import Learner, Learning, LevelSet, PlainDecoding, Policy, named
 from cascade_engine.trace.writer import TraceWriter
@@ -83,6 +84,8 @@ class Engine:
         prefill_tokens: int = 512,
         padding: str | None = None,
         learn_tokens: int = 0,
+        drafter: Drafter | None = None,
+        drafter_fallback: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
         """Loads a target, its drafts (large to small) and an n-gram table.
@@ -100,12 +103,23 @@ class Engine:
         dense left-padded batches instead of ragged ones, for comparison.
         `learn_tokens` > 0 keeps so many tokens of complete answers, the latest ones, for trees of
         later requests: they come sooner and are the same, but how soon tells what was said before
-        (`clear_learned`). `progress(model, done, total)` is called as layers are loaded.
+        (`clear_learned`). `drafter` takes the place of the built-in statistics as the last level,
+        or, with `drafter_fallback`, goes before them (docs/drafting.md).
+        `progress(model, done, total)` is called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
         """
         options = LoadOptions(
-            device, dtype, threads, max_rows, max_context, kv_cache_bytes, padding, learn_tokens
+            device,
+            dtype,
+            threads,
+            max_rows,
+            max_context,
+            kv_cache_bytes,
+            padding,
+            learn_tokens,
+            drafter,
+            drafter_fallback,
         )
         loaded = load_levels(target, drafts, tables, options, progress)
         return cls(loaded, policy, reuse_cache, prefill_tokens)

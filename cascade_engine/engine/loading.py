@@ -12,7 +12,15 @@ import torch
 
 from cascade_engine.cache import PAGE_TOKENS, bytes_per_token, pages_for
 from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
-from cascade_engine.levels import EncoderDecoderLevel, NeuralLevel, StatisticalLevel, TokenRows
+from cascade_engine.levels import (
+    Drafter,
+    DrafterLevel,
+    EncoderDecoderLevel,
+    NeuralLevel,
+    StatisticalLevel,
+    TokenRows,
+    check_drafter,
+)
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import ModelConfig
 from cascade_engine.models.family import ModelWeights, load_weights, open_model
@@ -33,6 +41,10 @@ STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 LEARN_TOKENS = (64, 2**24)
 """Fewest and most tokens that the statistical level keeps of complete answers, if any."""
 Progress = Callable[[str, int, int], None]
+_UNUSED = (
+    "{} is for the built-in statistics, which the drafter replaces: leave it out, or pass "
+    "drafter_fallback=True"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class LoadOptions:
     kv_cache_bytes: int | None = None
     padding: str | None = None
     learn_tokens: int = 0
+    drafter: Drafter | None = None
+    drafter_fallback: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", *DEVICE_DTYPES):
@@ -67,6 +81,12 @@ class LoadOptions:
         if learnt != 0 and (not isinstance(learnt, int) or not least <= learnt <= most):
             allowed = f"0 (off) or an integer in {least}..{most}"
             raise RequestError(f"learn_tokens must be {allowed}, got {learnt!r}")
+        if self.drafter is not None:
+            check_drafter(self.drafter)
+        elif self.drafter_fallback:
+            raise RequestError("drafter_fallback=True is for what a drafter leaves: give a drafter")
+        if learnt and self.drafter is not None and not self.drafter_fallback:
+            raise RequestError(_UNUSED.format(f"learn_tokens={learnt}"))
 
     @property
     def place(self) -> str:
@@ -126,13 +146,17 @@ def load_levels(
     decoder_start = _shared_decoder_start(models)
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
-    ngrams = _ngram_table(table, tokenizer, vocab_size)
+    alone = options.drafter is not None and not options.drafter_fallback
+    if alone and table not in (None, "none"):
+        raise RequestError(_UNUSED.format(f"tables={str(table)!r}"))
+    ngrams = None if alone else _ngram_table(table, tokenizer, vocab_size)
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
 
     rows = TokenRows(
         options.max_rows, context, vocab_size if isinstance(backend, CpuBackend) else 0
     )
+    last = _last_level(backend, rows, ngrams, vocab_size, options)
     neural: list[NeuralLevel] = []
     lines, weight_bytes = [], 0
     for model in models:
@@ -148,7 +172,7 @@ def load_levels(
     cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
     return Loaded(
         neural,
-        StatisticalLevel(backend, rows, ngrams, options.learn_tokens),
+        last,
         rows,
         tokenizer,
         models[0].config.eos_ids,
@@ -173,6 +197,19 @@ def _level(
     if isinstance(weights, T5Weights):
         return EncoderDecoderLevel(model.name, weights, backend, rows, *sizes)
     return NeuralLevel(model.name, weights, backend, rows, *sizes)
+
+
+def _last_level(
+    backend: CpuBackend | CudaBackend,
+    rows: TokenRows,
+    table: NgramTable | None,
+    vocab_size: int,
+    options: LoadOptions,
+) -> StatisticalLevel:
+    if options.drafter is None:
+        return StatisticalLevel(backend, rows, table, options.learn_tokens)
+    given = options.drafter, vocab_size, options.drafter_fallback, table, options.learn_tokens
+    return DrafterLevel(backend, rows, *given)
 
 
 def _ngram_table(

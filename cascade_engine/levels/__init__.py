@@ -1,7 +1,15 @@
 """Levels: what drafts and what reviews. Level 0 is the target, the last one is statistical."""
 
+from cascade_engine.levels.custom import DrafterLevel
 from cascade_engine.levels.encoder_decoder import EncoderDecoderLevel
 from cascade_engine.levels.neural import NeuralLevel
+from cascade_engine.levels.protocol import (
+    Drafter,
+    DraftRequest,
+    DraftTree,
+    RecurrentDrafter,
+    check_drafter,
+)
 from cascade_engine.levels.rows import (
     DraftItem,
     LogprobRequest,
@@ -19,11 +27,16 @@ __all__ = [
     "MAX_NODES",
     "ROOT",
     "DraftItem",
+    "DraftRequest",
+    "DraftTree",
     "DraftedTree",
+    "Drafter",
+    "DrafterLevel",
     "EncoderDecoderLevel",
     "LogprobRequest",
     "NeuralLevel",
     "Proposal",
+    "RecurrentDrafter",
     "Rejection",
     "ReviewItem",
     "StatisticalLevel",
@@ -32,5 +45,6 @@ __all__ = [
     "TokenTree",
     "TokenTrie",
     "Verdict",
+    "check_drafter",
     "cut",
 ]

@@ -43,6 +43,15 @@ class TokenRows:
         self.sources[slot] = source
         self.tokens[slot, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.int32)
 
+    def append(
+        self, slot: int, length: int, token_ids: Sequence[int], probs: Sequence[float]
+    ) -> None:
+        """Drafted tokens behind the row's leading `length` tokens."""
+        first = slot * self.capacity + length
+        for i, (token, prob) in enumerate(zip(token_ids, probs, strict=True)):
+            self._memory[first + i] = token
+            self._probs[first + i] = prob
+
     def source(self, slot: int) -> int:
         """How many tokens at the row's beginning an encoder reads."""
         return self._source_memory[slot]

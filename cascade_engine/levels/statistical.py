@@ -27,6 +27,8 @@ class Proposal:
     tokens: int
     prediction: torch.Tensor | None = None
     """int32; a text that is searched before the row itself."""
+    final: int = 0
+    """Leading tokens that nobody takes back."""
 
 
 class DraftedTree(NamedTuple):
@@ -101,6 +103,9 @@ class StatisticalLevel:
     def learned(self) -> int:
         """Tokens of finished answers held."""
         return self._drafter.learned
+
+    def leave(self, slot: int, length: int = 0) -> None:
+        """A row is gone; it was completed with these leading tokens, 0: it was not."""
 
     def propose(self, proposals: Sequence[Proposal]) -> list[int]:
         """Appends tokens to each row; returns how many."""
