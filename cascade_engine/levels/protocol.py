@@ -42,7 +42,9 @@ class Drafter(Protocol):
 
     Rows are numbers. A row begins empty and grows by `observe`; what it holds are tokens of the
     request (its prompt and answer) and, at its end, drafts of other levels that may yet be taken
-    back by `truncate`. A row that is truncated to nothing is over. An engine calls one method at a
+    back by `truncate`. A row that is truncated to nothing is over. One that gives way because
+    memory runs out may come back under another number; its own then ends, or is cut to what they
+    share, when another row takes it. An engine calls one method at a
     time, from the thread that runs it; a drafter serves one engine.
 
     Whatever a drafter proposes, the answer stays what it would be without it (under the rejection
