@@ -192,15 +192,6 @@ def test_the_documented_drafters_draft(name: str, models: tuple[Path, Path]) -> 
     assert engine.level_names[-1] == {"SuffixCopy": "suffix-copy"}.get(name, name)
 
 
-def test_the_documented_engine_runs(models: tuple[Path, Path]) -> None:
-    from cascade_engine.demo.family import llama_family
-
-    block = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)[0]
-    namespace: dict[str, Any] = {}
-    exec(block.replace('"DIR"', repr(str(llama_family().target))), namespace)
-    assert len(namespace["answer"].token_ids) > 0
-
-
 def raises(row: list[int], request: DraftRequest) -> Any:
     raise KeyError("weights")
 
