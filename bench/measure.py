@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ STREAM_FLOATS = 1 << 26  # 256 MB, far beyond any cache
 # Idle threads of an OpenMP runtime keep spinning for a few milliseconds, on the cores that the next
 # case needs.
 SETTLE_SECONDS = 0.005
+OUTPUTS = ("--json", "--plot")
+"""Options that name a file to write."""
 
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
@@ -95,6 +99,21 @@ def machine_facts(threads: int) -> dict[str, Any]:
     }
 
 
+def command_line() -> str:
+    """The command that this process runs, without where its figures go."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = ["python", *(["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1])]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word in OUTPUTS:
+            next(rest, None)
+        else:
+            words.append(word)
+    return shlex.join(words)
+
+
 def write_json(path: str | None, report: Mapping[str, Any]) -> None:
+    """The report and the command that made it."""
     if path:
-        Path(path).write_text(json.dumps(report, indent=2) + "\n")
+        document = {"command": command_line(), **report}
+        Path(path).write_text(json.dumps(document, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Tokens per target call of drafters without a network, on recorded answers: no model needed.
 
-    python -m bench.replay --transcripts FILE --tokenizer DIR --drafter tree:32 chain:10 \\
-        [--table FILE|none] [--warm] [--json FILE]
+    python -m bench.replay --drafter tree:32 chain:10 [--warm] [--json FILE]
+    python -m bench.replay --transcripts FILE --tokenizer DIR [--table FILE|none] --drafter tree:32
 
 With greedy decoding the target's answer is known beforehand, so each call is replayed: the drafter
 sees the prompt and the answer so far, its draft is compared with what the target said next, and the
@@ -23,6 +23,7 @@ from typing import Any
 
 from bench.drafters import Drafter, make_drafter
 from bench.measure import machine_facts, write_json
+from bench.questions import data_folder
 from cascade_engine import tables
 from cascade_engine.tokenizer import Tokenizer
 
@@ -141,8 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--transcripts", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--tokenizer", required=True, type=Path, metavar="DIR")
+    data = data_folder()
+    source = data / "transcripts" / "spec_bench_vicuna7b_dev.jsonl"
+    parser.add_argument("--transcripts", default=source, type=Path, metavar="FILE")
+    parser.add_argument("--tokenizer", default=data / "tokenizers" / "llama", type=Path)
     parser.add_argument("--drafter", nargs="+", action="extend", required=True, metavar="NAME")
     parser.add_argument("--table", metavar="FILE", help="or none; default: the prebuilt one")
     parser.add_argument("--warm", action="store_true", help="learn from finished answers")
@@ -150,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", metavar="I/N", help="only turns I, I + N, I + 2N ... (from 0)")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args(arguments)
+    if not args.transcripts.exists():
+        parser.error(f"{args.transcripts} is not there: give --transcripts, or set CASCADE_DATA")
     tokenizer = Tokenizer.load(args.tokenizer)
     if tokenizer is None:
         parser.error(f"{args.tokenizer} has no tokenizer.model and no tokenizer.json")
