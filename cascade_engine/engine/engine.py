@@ -49,7 +49,6 @@ class Engine:
             loaded.rows.capacity,
             tuple(self.level_names),
             loaded.decoder_start,
-            loaded.rows.distributions is not None,
         )
         self._rows = loaded.rows
         self._directory = loaded.directory

@@ -153,9 +153,7 @@ def load_levels(
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
 
-    rows = TokenRows(
-        options.max_rows, context, vocab_size if isinstance(backend, CpuBackend) else 0
-    )
+    rows = TokenRows(options.max_rows, context, vocab_size)
     last = _last_level(backend, rows, ngrams, vocab_size, options)
     neural: list[NeuralLevel] = []
     lines, weight_bytes = [], 0

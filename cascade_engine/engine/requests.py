@@ -30,8 +30,6 @@ class RequestBuilder:
     level_names: tuple[str, ...]
     decoder_start: int | None = None
     """Of an encoder-decoder: the token that follows the prompt, which the encoder reads."""
-    rejects: bool = True
-    """The backend has the rejection rule."""
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; raises RequestError for one that is empty or not in the
@@ -62,11 +60,6 @@ class RequestBuilder:
                     raise RequestError(
                         f"{name} names token {token}; the vocabulary has {self.vocab_size}"
                     )
-        if params.acceptance == "rejection" and params.temperature > 0 and not self.rejects:
-            raise RequestError(
-                "acceptance='rejection' at temperature > 0 runs on the CPU: use device='cpu', or "
-                "acceptance='exact'"
-            )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         strings = StopStrings(params.stop)
         prediction = None

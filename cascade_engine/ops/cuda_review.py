@@ -11,6 +11,7 @@ import torch
 from cascade_engine import _C
 from cascade_engine.ops.cpu import CpuBackend
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_ints
+from cascade_engine.ops.cuda_rejection import accept_on_host, logits_of
 from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.launch import Launcher
 
@@ -39,6 +40,23 @@ class CudaReview:
         self._scratch: dict[str, torch.Tensor] = {}
 
     def accept(
+        self, rejections: Sequence[Any] = (), distributions: Any = None, **given: Any
+    ) -> list[tuple[int, int, list[int]]]:
+        """As `_C.accept`. Rows that go by the rejection rule are judged on the host; what the
+        others get does not depend on them. Raises ValueError when a row's logits allow no token."""
+        rejecting = [i for i, sampler in enumerate(given["samplers"]) if sampler.rejects]
+        results: list[tuple[int, int, list[int]]] = [(0, 0, [])] * len(given["samplers"])
+        if len(rejecting) < len(results):
+            results = self._accept(skipped=rejecting, **given)
+        if rejecting:
+            program = self._program(given["logits"])
+            given |= {"rejections": rejections, "distributions": distributions}
+            judged = accept_on_host(self._cpu.context, program, rejecting, given)
+            for i, verdict in zip(rejecting, judged, strict=True):
+                results[i] = verdict
+        return results
+
+    def _accept(
         self,
         logits: int,
         logits_stride: int,
@@ -54,8 +72,9 @@ class CudaReview:
         allowed: Sequence[int] = (),
         logit_rows: int = -1,
         trees: Sequence[tuple[list[int], list[int], list[float]]] = (),
+        skipped: Sequence[int] = (),
     ) -> list[tuple[int, int, list[int]]]:
-        """As `_C.accept`. Raises ValueError when a row's logits allow no token."""
+        """Acceptance by the `exact` rule; of skipped rows nothing is taken over."""
         needed = sum(end - begin + 1 for begin, end in zip(frontiers, lengths, strict=True))
         if logit_rows >= 0 and needed != logit_rows:
             raise ValueError(
@@ -118,7 +137,9 @@ class CudaReview:
             path_lengths=out[3] if trees else None,
             **shared,
         )
-        return self._verdicts(out, paths, draft_probs, window, host_rows, host_probs, trees)
+        return self._verdicts(
+            out, paths, draft_probs, window, host_rows, host_probs, trees, skipped
+        )
 
     def _verdicts(
         self,
@@ -129,6 +150,7 @@ class CudaReview:
         host_rows: torch.Tensor,
         host_probs: torch.Tensor | None,
         trees: Sequence[tuple[list[int], list[int], list[float]]],
+        skipped: Sequence[int],
     ) -> list[tuple[int, int, list[int]]]:
         """One copy of everything that was decided, and what follows from it on the host."""
         parts = [out.view(-1), paths.view(-1)]
@@ -143,6 +165,9 @@ class CudaReview:
         results: list[tuple[int, int, list[int]]] = []
         for i, (row, frontier) in enumerate(zip(window[0][:, 0], window[1][:, 0], strict=True)):
             n = num_accepted[i]
+            if i in skipped:
+                results.append((0, 0, []))
+                continue
             if own[i] < 0:
                 raise ValueError(REASONS[own[i]].format(int(frontier) + n))
             tree = trees[i][0] if trees else []
@@ -159,9 +184,7 @@ class CudaReview:
 
     def on_host(self, name: str, logits: int, **arguments: Any) -> Any:
         """A native function of the CPU over a copy of the logits."""
-        program = self._program(logits)
-        buffer = next(i for i in range(len(program.buffers)) if program.data(i) == logits)
-        copy = program.read(buffer).contiguous()
+        copy = logits_of(self._program(logits), logits)
         return getattr(_C, name)(self._cpu.context, copy.data_ptr(), **arguments)
 
     def _program(self, logits: int) -> CudaProgram:

@@ -10,15 +10,34 @@ constexpr int kMaxNodes = 64;
 
 struct Shared {
   int32_t tokens[kMaxNodes], parents[kMaxNodes], chosen[kMaxNodes + 1], path[kMaxNodes];
-  float draft_probs[kMaxNodes];
+  float draft_probs[kMaxNodes], probs[kMaxNodes];
 };
 
-__device__ __forceinline__ bool passes(const AcceptArgs& args, const Shared& shared, int64_t first,
-                                       int node, int parent) {
-  if (shared.parents[node] != parent) return false;
-  if (shared.tokens[node] == shared.chosen[parent + 1]) return true;
-  return args.lenience > 1.0f &&
-         args.probs[2 * (first + parent + 1) + 1] > shared.draft_probs[node] / args.lenience;
+// The child of node `at` that lenience lets pass: the likeliest, the first of equals; -1: none.
+__device__ __forceinline__ int lenient_child(const AcceptArgs& args, const Shared& shared,
+                                             int nodes, int at) {
+  uint64_t best = 0;
+  for (int j = static_cast<int>(threadIdx.x); j < nodes; j += kWarp) {
+    const float prob = shared.probs[j];
+    if (shared.parents[j] != at || prob <= shared.draft_probs[j] / args.lenience) continue;
+    // Positive floats are ordered as their bits.
+    const uint64_t key = static_cast<uint64_t>(__float_as_uint(prob)) << 32 |
+                         (0xffffffffu - static_cast<uint32_t>(j));
+    best = prob > 0.0f && key > best ? key : best;
+  }
+  best = warp_largest(best);
+  return best == 0 ? -1 : static_cast<int>(0xffffffffu - static_cast<uint32_t>(best));
+}
+
+// The child of node `at` that is the level's own token, the first of equals; -1: none.
+__device__ __forceinline__ int own_child(const Shared& shared, int nodes, int at) {
+  const auto is = [&](int j) {
+    return j < nodes && shared.parents[j] == at && shared.tokens[j] == shared.chosen[at + 1];
+  };
+  const int lane = static_cast<int>(threadIdx.x);
+  const uint64_t low = __ballot_sync(kAllLanes, is(lane));
+  const uint64_t high = __ballot_sync(kAllLanes, is(lane + kWarp));
+  return __ffsll(low | high << kWarp) - 1;
 }
 
 __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
@@ -40,24 +59,22 @@ __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
     const Query q = query_at(args.batch, r, before + j);
     shared.tokens[j] = tokens[j];
     shared.draft_probs[j] = draft_probs == nullptr ? 1.0f : draft_probs[j];
-    const uint64_t above = q.ancestors & ~(uint64_t{1} << j);
-    shared.parents[j] = q.base > q.index ? j - 1 : 63 - __clzll(above);
+    shared.probs[j] = args.lenience > 1.0f ? args.probs[2 * (first + j + 1) + 1] : 0.0f;
+    shared.parents[j] = parent_of(q, j);
   }
   __syncwarp();
   int accepted = 0, node = -1;
   for (;;) {
-    const bool low = lane < nodes && passes(args, shared, first, lane, node);
-    const bool high = lane + kWarp < nodes && passes(args, shared, first, lane + kWarp, node);
-    const uint64_t found = __ballot_sync(kAllLanes, low) |
-                           static_cast<uint64_t>(__ballot_sync(kAllLanes, high)) << kWarp;
-    if (found == 0 || shared.chosen[node + 1] < 0) break;
-    const int child = __ffsll(found) - 1;
+    if (shared.chosen[node + 1] < 0) break;
+    int child = own_child(shared, nodes, node);
+    if (child < 0 && args.lenience > 1.0f) child = lenient_child(args, shared, nodes, node);
+    if (child < 0) break;
     if (lane == 0) {
       shared.path[accepted] = child;
       tokens[accepted] = shared.tokens[child];
       if (draft_probs != nullptr)
-        draft_probs[accepted] = args.lenience > 1.0f ? args.probs[2 * (first + node + 1) + 1]
-                                                     : shared.draft_probs[child];
+        draft_probs[accepted] =
+            args.lenience > 1.0f ? shared.probs[child] : shared.draft_probs[child];
     }
     node = child;
     ++accepted;
@@ -85,8 +102,6 @@ void accept(const AcceptArgs& args, Stream stream) {
   CE_CHECK(args.lenience >= 1.0f, "lenience must be >= 1 (1: lossless), got ", args.lenience);
   CE_CHECK(args.lenience == 1.0f || (args.probs != nullptr && args.draft_probs != nullptr),
            "lenience ", args.lenience, " compares probabilities: pass probs, or lenience 1");
-  CE_CHECK(args.lenience == 1.0f || args.batch.bases == nullptr, "lenience ", args.lenience,
-           " is for chains; trees need lenience 1");
   if (args.batch.rows <= 0) return;
   CE_LAUNCH(accept_kernel, static_cast<unsigned>(args.batch.rows), kWarp, sizeof(Shared), stream,
             args);

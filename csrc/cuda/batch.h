@@ -27,6 +27,12 @@ __device__ __forceinline__ Query query_at(const Batch& batch, int r, int t) {
   return q;
 }
 
+// The drafted token before drafted token j of a row, -1: the token before them all. `q` is token j.
+__device__ __forceinline__ int parent_of(const Query& q, int j) {
+  const uint64_t above = q.ancestors & ~(uint64_t{1} << j);
+  return q.base > q.index ? j - 1 : 63 - __clzll(above);
+}
+
 // Node at depth `depth` of a path: nodes of a path have ascending numbers.
 __device__ __forceinline__ int path_node(uint64_t ancestors, int depth) {
   for (; depth > 0; --depth) ancestors &= ancestors - 1;

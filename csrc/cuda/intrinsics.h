@@ -76,10 +76,10 @@ inline float widen(uint16_t bits, f16*) {
       sums, a, b, [](uint16_t bits) { return ::ce::cuda::widen(bits, static_cast<T*>(nullptr)); }, \
       CE_PLACE)
 
-// The block's dynamic shared memory as a T.
+// The block's dynamic shared memory as a T; the launch asked for sizeof(T) bytes.
 template <typename T>
 T& shared_memory() {
-  return *static_cast<T*>(emulation::shared_arena());
+  return *static_cast<T*>(emulation::shared_arena(sizeof(T)));
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -160,9 +160,11 @@ __device__ __forceinline__ void mma_m16n8k16(float* sums, const uint32_t* a, con
 }
 #define multiply_add(T, sums, a, b) ::ce::cuda::mma_m16n8k16(sums, a, b, T{})
 
-// The block's dynamic shared memory as a T.
+// The block's dynamic shared memory as a T. Its size stands in the PTX, for the budget of
+// tests/cuda.
 template <typename T>
 __device__ __forceinline__ T& shared_memory() {
+  asm volatile("// dynamic shared memory: %0" ::"n"(sizeof(T)));
   extern __shared__ __align__(128) unsigned char dynamic_shared[];
   return *reinterpret_cast<T*>(dynamic_shared);
 }

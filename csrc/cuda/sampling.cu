@@ -208,6 +208,21 @@ __device__ __forceinline__ void apply_filters(Filter& f, const DeviceSampler& s,
   }
 }
 
+// Probabilities of the chosen token and of the drafted ones that this logit row decides on.
+template <typename ProbOf>
+__device__ __forceinline__ void write_probs(const ChooseArgs& args, const Choice& c,
+                                            const ProbOf& prob_of, int32_t chosen) {
+  const int64_t first = static_cast<int64_t>(c.row) * args.logit_width;
+  const int nodes = args.wanted[c.row] - 1, before = args.batch.counts[c.row] - nodes;
+  const int32_t* tokens = args.batch.tokens + c.query.slot * args.batch.token_stride;
+  if (threadIdx.x == 0) args.probs[2 * (first + c.j)] = prob_of(chosen);
+  for (int node = static_cast<int>(threadIdx.x); node < nodes; node += kThreads) {
+    const Query q = query_at(args.batch, c.row, before + node);
+    if (parent_of(q, node) == c.j - 1)
+      args.probs[2 * (first + node + 1) + 1] = prob_of(tokens[q.index]);
+  }
+}
+
 // With filters or probabilities: a block a logit row.
 __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
   auto& shared = shared_memory<Shared>();
@@ -222,11 +237,9 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
   }
   best = block_largest(best, shared);
   const int32_t favourite = choice_token(best);
-  float* probs =
-      args.probs == nullptr ? nullptr : args.probs + 2 * static_cast<int64_t>(blockIdx.x);
   if (favourite < 0) {  // no distribution: accept() says why
     if (thread == 0) args.best[blockIdx.x] = best;
-    if (thread < 2 && probs != nullptr) probs[thread] = 0.0f;
+    if (args.probs != nullptr) write_probs(args, c, [](int32_t) { return 0.0f; }, -1);
     return;
   }
   const bool greedy = s.temperature == 0.0f;
@@ -245,18 +258,13 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
     best = block_largest(best, shared);
   }
   if (thread == 0) args.best[blockIdx.x] = best;
-  if (probs == nullptr) return;
+  if (args.probs == nullptr) return;
   const double total = static_cast<double>(kept_total(f, [&](int i) { return f.mass(i); }, shared));
-  if (thread >= 2) return;
-  int32_t token = choice_token(best);
-  if (thread == 1) {
-    const bool drafted = c.j + 1 < args.wanted[c.row];
-    const int32_t* tokens = args.batch.tokens + c.query.slot * args.batch.token_stride;
-    token = drafted ? tokens[c.query.index + 1] : -1;
-  }
-  const bool kept = token >= 0 && token < args.vocab && f.keeps(token);
-  probs[thread] =
-      kept ? static_cast<float>(static_cast<double>(f.weight(token)) * kUnit / total) : 0.0f;
+  const auto prob_of = [&](int32_t token) {
+    const bool kept = token >= 0 && token < args.vocab && f.keeps(token);
+    return kept ? static_cast<float>(static_cast<double>(f.weight(token)) * kUnit / total) : 0.0f;
+  };
+  write_probs(args, c, prob_of, choice_token(best));
 }
 
 }  // namespace

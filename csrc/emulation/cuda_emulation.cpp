@@ -165,7 +165,11 @@ void set_seed(uint64_t seed) {
   now.random.seed(seed);
 }
 
-void* shared_arena() {
+void* shared_arena(size_t bytes) {
+  if (bytes != now.shared_bytes)
+    misuse("uses " + std::to_string(bytes) + " bytes of shared memory, but the launch asked for " +
+               std::to_string(now.shared_bytes),
+           {});
   return now.shared;
 }
 

@@ -64,8 +64,8 @@ void set_seed(uint64_t seed);
 // Runs body() once for each thread of each block; throws ce::InvalidArgument on misuse.
 void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
             const std::function<void()>& body);
-// The running block's shared memory.
-void* shared_arena();
+// The running block's shared memory, of the size that its launch asked for: any other is an error.
+void* shared_arena(size_t bytes);
 // The running thread gives up its launch with this message.
 [[noreturn]] void misuse(const std::string& what, const Place& place);
 

@@ -51,12 +51,14 @@ trees = partial(test_attention.test_trees, start=250)
 split_rows = partial(test_linear.test_bits_do_not_depend_on_the_number_of_rows, n=24, k=448)
 reviews = partial(sampling.test_reviews_are_the_oracles, lenience=1.0)
 lenient_reviews = partial(sampling.test_reviews_are_the_oracles, lenience=3.0)
+lenient_trees = partial(sampling.test_trees_are_the_oracles, lenience=3.0)
 tree_reviews = partial(sampling.test_trees, temperature=0.0)
 rope = partial(test_forward_ops.test_rope_and_store, dtype=BF16, rotary=True)
 max_gram = partial(test_drafting.test_max_gram, max_match=32)
 
 INCLUDED_BY = {
     "attention_items.h": "attention.cu",
+    "batch.h": "accept.cu",
     "gates.h": "activation.cu",
     "noise.h": "sampling.cu",
 }
@@ -264,10 +266,28 @@ BUGS = [
     ),
     Bug(
         "parents one node off",
-        "accept.cu",
+        "batch.h",
         "63 - __clzll(above)",
         "62 - __clzll(above)",
         tree_reviews,
+    ),
+    Bug(
+        "asks for more shared memory than it uses",
+        *("norm.cu", "sizeof(Shared), stream", "sizeof(Shared) + 64, stream"),
+        partial(test_forward_ops.test_rms_norm, dtype=BF16, cols=300),
+    ),
+    Bug(
+        "lenience takes the first that passes",
+        *("accept.cu", "static_cast<uint64_t>(__float_as_uint(prob)) << 32", "1", lenient_trees),
+    ),
+    Bug(
+        "lenience before the level's own token",
+        *("accept.cu", "int child = own_child(shared, nodes, node)", "int child = -1"),
+        lenient_trees,
+    ),
+    Bug(
+        "a draft's probability by the logits behind it",
+        *("sampling.cu", "node) == c.j - 1)", "node) == c.j)", lenient_trees),
     ),
     Bug(
         "lenience the wrong way", "accept.cu", "/ args.lenience", "* args.lenience", lenient_reviews

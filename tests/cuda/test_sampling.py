@@ -13,6 +13,7 @@ from cascade_engine.ops.launch import Launcher
 from tests.cuda.support import Rows
 from tests.ops.native import mask_words
 from tests.ops.test_accept import Case, random_batch
+from tests.ops.test_accept_trees import random_case as random_tree
 from tests.ops.test_sampling import CLEAR
 from tests.reference import sampling as oracle
 from tests.reference.sampling import Params
@@ -218,6 +219,57 @@ def test_trees(run: Launcher, temperature: float) -> None:
     assert max(depths) >= 3
 
 
+@pytest.mark.parametrize("lenience", [1.0, 3.0])
+def test_trees_are_the_oracles(run: Launcher, lenience: float) -> None:
+    """With probabilities, masks and rows without nodes. Breaks when a node's probability is that by
+    other logits than its parent's, or lenience takes another child than the likeliest."""
+    unclear = accepted = 0
+    for seed in range(14):
+        rng = random.Random(seed)
+        vocab = rng.choice([40, 70])
+        cases = [random_tree(rng, vocab, rng.choice([0, 1, 6, 25])) for _ in range(3)]
+        frontiers = [len(case.prefix) for case in cases]
+        nodes = [len(case.tree.tokens) for case in cases]
+        width = max(nodes) + 1
+        tokens, probs = torch.full((3, 64), -7, dtype=torch.int32), torch.full((3, 64), -7.0)
+        logits = torch.full((3, width, vocab), torch.nan)
+        masks = [[[True] * vocab] * width for _ in cases]
+        for i, (case, frontier) in enumerate(zip(cases, frontiers, strict=True)):
+            tokens[i, : frontier + nodes[i]] = torch.tensor([*case.prefix, *case.tree.tokens])
+            probs[i, frontier : frontier + nodes[i]] = torch.tensor(case.tree.probs)
+            logits[i, : nodes[i] + 1] = case.logits
+            masks[i][: nodes[i] + 1] = case.allowed or masks[i][: nodes[i] + 1]
+        starts, counts = [f - 1 for f in frontiers], [n + 1 for n in nodes]
+        parents = [case.tree.parents or None for case in cases]
+        rows = Rows(run, starts, counts, parents, width=width, tokens=tokens)
+        allowed = None
+        if any(case.allowed for case in cases):
+            allowed = mask_words([mask for part in masks for mask in part]).view(torch.int32)
+        params = [case.params for case in cases]
+        got = review(run, rows, counts, logits, params, probs, lenience, allowed)
+        for i, case in enumerate(cases):
+            path, expected = oracle.review_tree(
+                case.logits.double().tolist(),
+                case.prefix,
+                case.tree,
+                case.params,
+                lenience,
+                case.allowed,
+            )
+            if expected.margin < CLEAR:
+                unclear += 1
+                continue
+            end = len(expected.tokens)
+            assert (got.paths[i], got.own[i]) == (path, expected.tokens[-1]), (seed, i)
+            assert got.tokens[i, :end].tolist() == expected.tokens
+            assert got.probs is not None
+            found, exact = got.probs[i, frontiers[i] : end], torch.tensor(expected.probs)
+            torch.testing.assert_close(found, exact, rtol=2e-4, atol=1e-6)
+            accepted += len(path)
+    assert accepted > 30
+    assert unclear < 10
+
+
 def choose_one(run: Launcher, values: list[float], p: Params | None = None) -> int:
     logits = torch.tensor(values).view(1, 1, -1)
     rows = Rows(run, [0], [1], capacity=64)
@@ -263,6 +315,3 @@ def test_refusals(run: Launcher) -> None:
         review(run, rows, [1], logits, [Params()], torch.ones(1, 64), 0.5)
     with pytest.raises(ValueError, match="compares probabilities"):
         review(run, rows, [1], logits, [Params()], None, 2.0)
-    tree = Rows(run, [1], [2], [[-1]], capacity=64)
-    with pytest.raises(ValueError, match="trees need lenience 1"):
-        review(run, tree, [2], torch.zeros(1, 2, 4), [Params()], torch.ones(1, 64), 2.0)

@@ -273,7 +273,7 @@ def test_the_embedded_pair_keeps_its_tokens(
     sampling = SamplingParams(max_tokens=80, temperature=temperature, seed=5, ignore_eos=True)
     expected = None
     plain, chain = PlainDecoding(), FixedCascade(pair.k_matrix)
-    for policy in (plain, chain, FixedCascade(pair.k_matrix, tree=24), None):
+    for policy in (plain, chain, FixedCascade(pair.k_matrix, tree=24), "auto"):
         graphs = expected is not None
         made = lambda options, graphs=graphs: CudaBackend("cuda", graphs=graphs)  # noqa: E731
         monkeypatch.setattr(loading, "make_backend", made)

@@ -237,7 +237,9 @@ struct ChooseArgs {
   float* processed;  // [rows * logit_width, vocab] with edits
   int32_t* seen;     // [rows * logit_width, vocab] zeros with edits; zeros again afterwards
   uint64_t* best;    // [rows * logit_width] zeros; accept() makes them zeros again
-  float* probs;      // [rows * logit_width, 2] of the chosen and the drafted token, or null
+  // [rows * logit_width, 2], or null: of the token that logit row i chooses, and of the row's
+  // drafted token i - 1 by the logits behind the token before it
+  float* probs;
 };
 // best[i]: choice_token(best[i]) is the token, or one of the kNo... values.
 inline constexpr int32_t kNoNumber = -1;   // all logits are NaN, or a logit is +inf
@@ -255,7 +257,8 @@ struct AcceptArgs {
   int32_t* tokens;        // the batch's, written
   float* draft_probs;     // [token rows, token_stride], or null
   const float* probs;     // of choose; needed for lenience > 1 and for draft_probs
-  float lenience;         // chains only beyond 1
+  float lenience;         // beyond 1: where no draft is the level's own token, the one it finds
+                          // likeliest passes if that is likelier than draft_probs / lenience
   int32_t* num_accepted;  // [rows]
   int32_t* own;           // [rows] the level's own token, or why there is none (kNo...)
   int32_t* lengths;       // [rows] of the row afterwards
