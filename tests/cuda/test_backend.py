@@ -248,7 +248,7 @@ def test_the_engine_decodes(run: Launcher, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loading, "_memory", lambda place: 1 << 26)
     prompts = [random_row(9), random_row(14), random_row(3)]
     outputs = []
-    for policy in (PlainDecoding(), None):
+    for policy in (PlainDecoding(), "fixed"):
         engine = Engine.load(tmp_path, device="cuda", dtype="bfloat16", max_rows=2, policy=policy)
         params = SamplingParams(max_tokens=10, temperature=0.7, seed=4, ignore_eos=True)
         outputs.append([g.token_ids for g in engine.generate(prompts, params)])

@@ -116,7 +116,7 @@ def test_a_trained_model_keeps_its_tokens(
     expected = None
     policies = [PlainDecoding(), PlainDecoding(), FixedCascade([[6]]), FixedCascade([[6]], tree=24)]
     for i, policy in enumerate(
-        [*policies, None] if on_gpu(graphs) else policies[:1] + policies[2:]
+        [*policies, "fixed"] if on_gpu(graphs) else policies[:1] + policies[2:]
     ):
         monkeypatch.setattr(
             loading, "make_backend", lambda _, i=i: CudaBackend("cuda", 1, graphs, graphs=i > 0)
