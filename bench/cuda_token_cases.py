@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from bench.cuda_cases import batch_of
 from bench.op_case import Case, Size, sizes_of
@@ -18,6 +17,7 @@ from bench.shapes import vocabulary_of
 from cascade_engine import tables
 from cascade_engine.ops import CpuBackend, Sampler
 from cascade_engine.ops.device_samplers import DeviceSamplers
+from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.launch import Launcher
 
 OPS = ("max_gram", "ngram", "accept", "commit")
@@ -35,26 +35,6 @@ def ints(run: Launcher, rows: int, value: int) -> torch.Tensor:
     return torch.full((rows,), value, dtype=torch.int32, device=run.device)
 
 
-def device_table(path: Path, device: torch.device) -> dict[str, Any]:
-    """A table file's arrays as the launchers take them (csrc/include/ce/ngram.h)."""
-    info, arrays = tables.read_info(path), load_file(path, device=str(device))
-
-    def runs(order: int, name: str) -> dict[str, torch.Tensor | None]:
-        return {part: arrays.get(f"order{order}.{name}_{part}") for part in ("base", "delta")}
-
-    orders = [
-        {
-            "contexts": len(arrays[f"order{n}.total"]),
-            "token": arrays.get(f"order{n}.token"),
-            "children": runs(n, "children"),
-            "successors": runs(n, "successors"),
-            "successor": arrays[f"order{n}.successor"],
-        }
-        for n in range(1, info.order + 1)
-    ]
-    return {"vocab": info.vocab_size, "block_shift": info.block_shift, "orders": orders}
-
-
 @lru_cache(maxsize=1)
 def host_table(path: Path) -> Any:
     """The same table for the CPU backend."""
@@ -69,7 +49,7 @@ def draft_cases(
     """Max-Gram over the rows' own tokens; `ngram` fills up from the table. Every other row ends as
     it began; the others end with a token that is nowhere else in them, so that all their drafts
     are the table's."""
-    table = device_table(TABLE, run.device) if op == "ngram" else None
+    table = device_table(host_table(TABLE), run.device) if op == "ngram" else None
     vocab = tables.read_info(TABLE).vocab_size
     for length in contexts:
         for rows, _ in sizes:

@@ -11,6 +11,7 @@ from cascade_engine.engine.drafting import Drafting
 from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.slots import Slots
+from cascade_engine.engine.speculating import Speculating
 from cascade_engine.engine.stats import EngineStats
 from cascade_engine.engine.watching import Watcher
 from cascade_engine.errors import DecodingError
@@ -51,6 +52,7 @@ class Cycle:
         self.listeners: list[Listener] = []
         """Hear of every pass, review and step."""
         self._drafting = Drafting(statistical, len(neural), tokens, self.stats, self.listeners)
+        self._speculating = Speculating.of(neural, statistical)
         self._tokens = tokens
         self._prefill_tokens = prefill_tokens
         self._learner: Learner | None = None
@@ -72,6 +74,11 @@ class Cycle:
     def watcher(self, watcher: Watcher) -> None:
         self._watcher = self._drafting.watcher = watcher
         watcher.enqueued(self.rows())
+
+    @property
+    def _watched(self) -> bool:
+        """Somebody wants to see drafts before they are reviewed."""
+        return type(self._watcher) is not Watcher
 
     def set_learner(self, learner: Learner | None) -> None:
         """From now on this policy hears what it learns from; rows are new to it."""
@@ -166,6 +173,9 @@ class Cycle:
             level = max(action.level for _, action in actions)
             drafts, reviews = self._sorted(level, actions)
             if level == len(self._neural):
+                together = not first and len(drafts) == len(deciding) and not self._watched
+                if together and self._speculating and self._speculating.takes(policy, drafts):
+                    return [self._emit(row) for row in self._speculate(self._speculating, drafts)]
                 self._drafting.draft(drafts)
                 continue
             if level == 0:
@@ -272,12 +282,40 @@ class Cycle:
                 return self._review_alone(rows, error)
             self._retire(level, rows)
             return rows
+        self._settle_all(level, rows, items, verdicts, fed, begin)
+        return rows
+
+    def _speculate(
+        self, speculating: Speculating, drafts: Sequence[tuple[Row, Draft]]
+    ) -> list[Row]:
+        """Drafts and the target's review of them in one action; its time is the target's."""
+        begin, rows = time.perf_counter(), [row for row, _ in drafts]
+        try:
+            found = speculating.review(drafts)
+        except ValueError as error:
+            return self._review_alone(rows, error)
+        items, verdicts = [item for item, _ in found], [verdict for _, verdict in found]
+        fed = sum(item.drafted + 1 for item in items)
+        self.stats.count_pass(len(self._neural), len(rows), 0.0)
+        for row in rows:
+            row.stats.levels[len(self._neural)].count_call(0.0)
+        self._settle_all(0, rows, items, verdicts, fed, begin)
+        return rows
+
+    def _settle_all(
+        self,
+        level: int,
+        rows: Sequence[Row],
+        items: Sequence[ReviewItem],
+        verdicts: Sequence[Verdict],
+        fed: int,
+        begin: float,
+    ) -> None:
         for row, item, verdict in zip(rows, items, verdicts, strict=True):
             self._settle(level, row, item, verdict)
         seconds = self._count_pass(level, rows, begin)
         for listener in self.listeners:
             listener.reviewed(level, rows, items, verdicts, fed, seconds)
-        return rows
 
     def _count_pass(self, level: int, rows: Sequence[Row], begin: float) -> float:
         """A pass that rows are settled by; returns the seconds it took."""

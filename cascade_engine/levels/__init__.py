@@ -20,6 +20,7 @@ from cascade_engine.levels.rows import (
     Verdict,
     cut,
 )
+from cascade_engine.levels.speculation import Speculated, Speculation
 from cascade_engine.levels.statistical import DraftedTree, Proposal, StatisticalLevel
 from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
 
@@ -39,6 +40,8 @@ __all__ = [
     "RecurrentDrafter",
     "Rejection",
     "ReviewItem",
+    "Speculated",
+    "Speculation",
     "StatisticalLevel",
     "TokenLogprobs",
     "TokenRows",

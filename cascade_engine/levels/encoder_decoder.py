@@ -56,6 +56,9 @@ class EncoderDecoderLevel(NeuralLevel):
     def _forward(self, ops: Any, layers: Any) -> Any:
         return t5.decode(ops, self.weights, layers)
 
+    def speculation(self, **_: Any) -> None:
+        """Sources are told with each pass, by the host."""
+
     def prefill(self, slot: int, tokens: int) -> None:
         """Caches the row's leading `tokens` tokens, its source always as a whole."""
         self.encode([slot])

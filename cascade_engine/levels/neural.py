@@ -21,7 +21,7 @@ from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
 from cascade_engine.models.family import ModelWeights
 from cascade_engine.models.llama import LlamaWeights
-from cascade_engine.ops import CpuBackend, CudaBackend
+from cascade_engine.ops import CpuBackend, CudaBackend, CudaSpeculation
 
 PREFILL_TOKENS = 256
 """Tokens of one prefill pass; any split gives the same bits."""
@@ -203,6 +203,11 @@ class NeuralLevel:
             spare -= pages_for(item.length + count - 1) - pages_for(item.length)
             counts.append(count)
         return counts
+
+    def speculation(self, **options: Any) -> CudaSpeculation | None:
+        """Drafts by statistics and this level's reviews of them as one action of the device, where
+        the backend has that; options as CudaSpeculation has them."""
+        return self._backend.speculation(self._program, self._logits, self.vocab_size, **options)
 
     def fork(self, source: int, target: int, tokens: int) -> None:
         """The empty row `target` shares what is cached of the first `tokens` tokens of `source`."""

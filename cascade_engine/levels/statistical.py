@@ -31,6 +31,15 @@ class Proposal:
     """Leading tokens that nobody takes back."""
 
 
+class DraftSources(NamedTuple):
+    """An n-gram table, the native drafter with its weights and what it has learnt, and how much
+    that can be."""
+
+    table: NgramTable | None
+    drafter: Drafter
+    learn_tokens: int
+
+
 class DraftedTree(NamedTuple):
     """Nodes in topological order, the likely chain first. Views of the level's memory, overwritten
     by its next call.
@@ -82,7 +91,7 @@ class StatisticalLevel:
         self._rows = rows
         self._table = table
         slots = rows.tokens.shape[0]
-        self._learns = learn_tokens > 0
+        self._learn_tokens = learn_tokens
         self._drafter = Drafter(slots, table, learn_tokens)
         self._tree_tokens = torch.zeros((slots, MAX_TREE_NODES), dtype=torch.int32)
         self._tree_parents = torch.zeros((slots, MAX_TREE_NODES), dtype=torch.int32)
@@ -95,9 +104,14 @@ class StatisticalLevel:
         self.clear_learned = self._drafter.clear_learned
 
     @property
+    def sources(self) -> DraftSources:
+        """What drafts are made from beside the rows."""
+        return DraftSources(self._table, self._drafter, self._learn_tokens)
+
+    @property
     def learns(self) -> bool:
         """Whether finished answers are kept."""
-        return self._learns
+        return self._learn_tokens > 0
 
     @property
     def learned(self) -> int:

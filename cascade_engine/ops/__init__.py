@@ -11,13 +11,16 @@ from cascade_engine._C import (
 from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
 from cascade_engine.ops.cuda import CudaBackend
+from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation, Reviewed
 from cascade_engine.ops.reference import ReferenceOps
 
 __all__ = [
     "MAX_TREE_NODES",
+    "Ask",
     "CacheLayer",
     "CpuBackend",
     "CudaBackend",
+    "CudaSpeculation",
     "DraftDistributions",
     "Drafter",
     "LinearWeight",
@@ -25,6 +28,7 @@ __all__ = [
     "Recorder",
     "ReferenceOps",
     "RelativeBias",
+    "Reviewed",
     "Sampler",
     "activation_dtype",
 ]

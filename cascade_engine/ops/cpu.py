@@ -182,6 +182,9 @@ class CpuBackend:
         """Max-Gram, filled up from a table: see `_C.propose`."""
         return _C.propose(self.context, **arguments)
 
+    def speculation(self, *_: Any, **__: Any) -> None:
+        """Drafts and reviews are actions of their own here: nobody waits between them."""
+
     def propose_trees(self, drafter: _C.Drafter, **arguments: Any) -> list[int]:
         """Trees and chains by n-gram statistics: see `_C.Drafter.propose`."""
         return drafter.propose(self.context, **arguments)

@@ -12,8 +12,10 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_recorder import CudaRecorder
 from cascade_engine.ops.cuda_review import CudaReview
+from cascade_engine.ops.cuda_speculation import CudaSpeculation
 from cascade_engine.ops.launch import ELEMENT, Launcher
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
@@ -111,6 +113,20 @@ class CudaBackend:
         recorder = CudaRecorder(self.launcher, self.graphs)
         self._review.programs.append(recorder.program)
         return recorder
+
+    def speculation(
+        self,
+        program: CudaProgram,
+        logits: int,
+        vocab: int,
+        table: _C.NgramTable | None,
+        **options: Any,
+    ) -> CudaSpeculation | None:
+        """Drafts and reviews of this program as one action of the device; options as
+        CudaSpeculation has them."""
+        return CudaSpeculation(
+            self.launcher, program, logits, vocab, table, graphs=self.graphs, **options
+        )
 
     def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:
         """The acceptance rule over the logits of the program that ran last with them; arguments as

@@ -27,6 +27,11 @@ def bucket(size: int) -> int:
     return 0 if size <= 0 else 1 << (size - 1).bit_length()
 
 
+def logit_bucket(size: int) -> int:
+    """The same, but a review of the largest tree fits what the kernels take."""
+    return min(bucket(size), max(size, MAX_NODES + 1))
+
+
 @dataclass(frozen=True)
 class Shape:
     """Rows of a batch, tokens a row, wanted logits a row: the buckets."""
@@ -74,6 +79,9 @@ class CudaProgram:
         self.shape = Shape(0, 0, 0)
         self._host_sources: torch.Tensor | None = None
         self._attends: set[bool] = set()
+        self.uploads = 0
+        """Passes whose rows and block tables came from the host."""
+        self._moves = 0
         self._counts: list[int] = []
         self._logits: list[int] = []
         self._graphs: dict[Shape, Callable[[], object] | None] | None = {} if graphs else None
@@ -81,13 +89,13 @@ class CudaProgram:
 
     def bind_rows(self, address: int, stride: int, rows: int) -> None:
         """Host memory of the token rows; the device keeps a copy with room for a tree behind."""
-        self._host_tokens = host_ints(address, rows * stride).view(rows, stride)
+        self.host_tokens = host_ints(address, rows * stride).view(rows, stride)
         size = (rows, stride + MAX_NODES)
         self.tokens = torch.zeros(size, dtype=torch.int32, device=self.launcher.device)
 
     def bind_block_tables(self, address: int, stride: int, pages: int) -> None:
-        rows = self._host_tokens.shape[0]
-        self._host_tables = host_ints(address, rows * stride).view(rows, stride)
+        rows = self.host_tokens.shape[0]
+        self.host_tables = host_ints(address, rows * stride).view(rows, stride)
         self._pages = pages
         self.tables = torch.zeros((rows, stride), dtype=torch.int32, device=self.launcher.device)
         self.max_chunks = -(-stride * PAGE_TOKENS // CHUNK)
@@ -95,7 +103,7 @@ class CudaProgram:
     def bind_sources(self, address: int) -> None:
         """Host memory, int32 `[rows]`: tokens at each row's beginning that an encoder reads. A row
         with a source feeds either exactly that (the encoder's pass) or tokens behind it."""
-        self._host_sources = host_ints(address, self._host_tokens.shape[0])
+        self._host_sources = host_ints(address, self.host_tokens.shape[0])
 
     def attends(self, over_source: bool) -> None:
         """There is attention over sources, or behind them."""
@@ -113,7 +121,7 @@ class CudaProgram:
         """One pass, as `Program::run` of csrc/include/ce/program.h. Batches are always dense here:
         `left_padded` asks for nothing more."""
         shape = Shape(
-            bucket(len(rows)), bucket(max(counts, default=0)), bucket(max(logits, default=0))
+            bucket(len(rows)), bucket(max(counts, default=0)), logit_bucket(max(logits, default=0))
         )
         self._check(rows, starts, counts)
         self.shape, self._counts, self._logits = shape, list(counts), list(logits)
@@ -132,23 +140,42 @@ class CudaProgram:
     def commit(self, row: int, base: int, path: Sequence[int]) -> None:
         """Moves keys and values of an accepted path from slots base + path[i] to base + i, in all
         layers."""
-        assert self.cache is not None
-        data, kv_heads, head_dim = self.cache
         device = self.launcher.device
         ints = torch.tensor([row, base, len(path), *path], dtype=torch.int32, device=device)
         batch = {**self.batch, "rows": 1, "slots": ints[0:1], "bases": ints[1:2]}
+        self.launch_commit(batch, ints[3:], ints[2:3], len(path))
+
+    def launch_commit(
+        self, batch: dict[str, Any], paths: torch.Tensor, lengths: torch.Tensor, stride: int
+    ) -> None:
+        """Moves the accepted paths `[rows, stride]` of a batch, of `lengths` nodes each."""
+        assert self.cache is not None
+        data, kv_heads, head_dim = self.cache
         self.launcher(
             "commit_path",
             batch=batch,
-            paths=ints[3:],
-            path_lengths=ints[2:3],
-            path_stride=len(path),
+            paths=paths,
+            path_lengths=lengths,
+            path_stride=stride,
             cache=data,
             planes=data.shape[0] * data.shape[1],
             plane_elements=data[0, 0].numel(),
             kv_heads=kv_heads,
             head_dim=head_dim,
         )
+
+    def prepare(self, shape: Shape) -> int:
+        """Memory for passes of this shape. Returns how often memory has moved so far: captured
+        launches are good for as long as this stays."""
+        self._reserve(shape)
+        return self._moves
+
+    def launch(self, shape: Shape, batch: dict[str, Any], wanted: torch.Tensor) -> None:
+        """A pass over a batch of rows without sources that lies on the device, described there;
+        without a graph of its own, so that it may be part of one."""
+        self.shape, self.batch, self.wanted, self.sources = shape, batch, wanted, None
+        self._counts, self._logits = [], []
+        self._launch(shape)
 
     def data(self, buffer: int) -> int:
         """Address of a buffer's memory, `[rows bucket, logits or width bucket, stride]`."""
@@ -177,8 +204,8 @@ class CudaProgram:
 
     def _check(self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
         for row, start, count in zip(rows, starts, counts, strict=True):
-            limit = self._host_tables.shape[1] * PAGE_TOKENS
-            if not (0 <= row < len(self._host_tokens) and 0 <= start <= start + count <= limit):
+            limit = self.host_tables.shape[1] * PAGE_TOKENS
+            if not (0 <= row < len(self.host_tokens) and 0 <= start <= start + count <= limit):
                 raise CapacityError(
                     f"row {row}: tokens {start}..{start + count - 1} do not fit its {limit} places"
                 )
@@ -208,6 +235,7 @@ class CudaProgram:
         trees: Sequence[Tree],
     ) -> None:
         """The batch's description, its tokens and its block tables."""
+        self.uploads += 1
         ints = torch.zeros(6, shape.rows, dtype=torch.int32)
         ints[0] = -1
         ints[3] = NO_TREE
@@ -223,12 +251,12 @@ class CudaProgram:
                 words[i, before:count] = ancestor_words(parents)
             first = row * self.tokens.shape[1] + start
             places.append(torch.arange(first, first + count))
-            fed.append(self._host_tokens[row, start : start + before])
+            fed.append(self.host_tokens[row, start : start + before])
             fed.append(torch.tensor(list(nodes), dtype=torch.int32))
         device = self.launcher.device
         self.tokens.view(-1).index_copy_(0, torch.cat(places).to(device), torch.cat(fed).to(device))
         slots = torch.tensor(list(rows))
-        self.tables.index_copy_(0, slots.to(device), self._host_tables[slots].to(device))
+        self.tables.index_copy_(0, slots.to(device), self.host_tables[slots].to(device))
         inputs = self._inputs.setdefault(shape, {})
         if not inputs:
             inputs["ints"] = torch.empty_like(ints, device=device)
@@ -270,6 +298,7 @@ class CudaProgram:
             if size > memory.numel() or memory.device.type != device.type:
                 setattr(self, name, torch.zeros(max(size, 1), dtype=memory.dtype, device=device))
                 moved = True
+        self._moves += moved
         if moved and self._graphs is not None:
             self._graphs.clear()
 

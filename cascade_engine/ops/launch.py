@@ -51,6 +51,24 @@ class Launcher:
             work()
         return graph.replay
 
+    def staging(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """Host memory that copies to and from the device need not wait for."""
+        return torch.zeros(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def upload(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copies from staging memory in the order of the launches; the source must stay as it is
+        until `wait`."""
+        target.copy_(source, non_blocking=True)
+
+    def download(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copies to staging memory in the order of the launches; it is there after `wait`."""
+        target.copy_(source, non_blocking=True)
+
+    def wait(self) -> None:
+        """Until all is done that was launched."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def _value(self, value: Any) -> Any:
         if value is None:
             return 0

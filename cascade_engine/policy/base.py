@@ -131,7 +131,8 @@ class Listener(Protocol):
     def drafted(self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float) -> None:
         """The statistical level was asked for these drafts in one go: chains, or trees. Or a neural
         level made them on its own, `tokens` each, in as many passes as the longest has. Chains
-        stand in the rows."""
+        stand in the rows. Drafts that a device makes as a part of their review are heard of with
+        that."""
 
     def reviewed(
         self,

@@ -221,11 +221,14 @@ NgramView ngram_view(const py::dict& table) {
   NgramView v;
   v.vocab = table["vocab"].cast<int64_t>();
   v.block_shift = table["block_shift"].cast<int32_t>();
+  v.counts = reinterpret_cast<const float*>(table["counts"].cast<std::uintptr_t>());
   for (const py::handle& item : table["orders"].cast<py::list>()) {
     CE_CHECK(v.order < kMaxOrder, "an n-gram table has at most ", kMaxOrder, " orders");
     NgramOrder& o = v.orders[v.order++];
     const auto order = item.cast<py::dict>();
     o.contexts = order["contexts"].cast<int64_t>();
+    o.total = reinterpret_cast<const uint8_t*>(order["total"].cast<std::uintptr_t>());
+    o.count = reinterpret_cast<const uint8_t*>(order["count"].cast<std::uintptr_t>());
     o.token.data = reinterpret_cast<const void*>(order["token"].cast<std::uintptr_t>());
     o.successor.data = reinterpret_cast<const void*>(order["successor"].cast<std::uintptr_t>());
     o.children = runs(order["children"]);
@@ -239,6 +242,28 @@ void bind_drafts(py::module_& m) {
         [](Stream stream, const py::kwargs& kwargs) { max_gram(draft_args(kwargs), stream); });
   m.def("ngram_chain", [](Stream stream, const py::dict& table, const py::kwargs& kwargs) {
     ngram_chain(draft_args(kwargs), ngram_view(table), stream);
+  });
+  m.def("draft_tree", [](Stream stream, const py::dict& table, const py::kwargs& kwargs) {
+    DraftTreeArgs a;
+    Keywords k("draft_tree", kwargs);
+    k.take("rows", a.rows).take("slots", a.slots).take("lengths", a.lengths);
+    k.take("searched", a.searched).take("budgets", a.budgets).take("depths", a.depths);
+    k.take("tokens", a.tokens).take("token_stride", a.token_stride).take("least", a.least);
+    k.take("doubts", a.doubts).take("finished", a.finished);
+    k.take("finished_length", a.finished_length).take("predictions", a.predictions);
+    k.take("prediction_lengths", a.prediction_lengths).take("parents", a.parents);
+    k.take("probs", a.probs).take("drafted", a.drafted).finish();
+    draft_tree(a, ngram_view(table), stream);
+  });
+  m.def("drafted_batch", [](Stream stream, const py::kwargs& kwargs) {
+    DraftedBatchArgs a;
+    Keywords k("drafted_batch", kwargs);
+    k.take("rows", a.rows).take("width", a.width).take("slots", a.slots);
+    k.take("lengths", a.lengths).take("drafted", a.drafted).take("parents", a.parents);
+    k.take("tokens", a.tokens).take("token_stride", a.token_stride).take("starts", a.starts);
+    k.take("counts", a.counts).take("bases", a.bases).take("ancestors", a.ancestors);
+    k.take("wanted", a.wanted).take("nodes", a.nodes).finish();
+    drafted_batch(a, stream);
   });
 }
 

@@ -131,6 +131,15 @@ void bind_drafter(py::module_& m) {
       .def("length", &Drafter::length, "row"_a)
       .def_property_readonly("rows", &Drafter::rows)
       .def_property_readonly("learned", &Drafter::learned, "Tokens of finished requests held.")
+      .def(
+          "learned_text",
+          [](const Drafter& d) {
+            return py::bytes(reinterpret_cast<const char*>(d.learned_text()),
+                             static_cast<size_t>(d.learned()) * sizeof(int32_t));
+          },
+          "The tokens of finished requests, -1 between them: int32[learned], as bytes.")
+      .def_property_readonly("learned_changes", &Drafter::learned_changes,
+                             "How often what is held of finished requests has changed.")
       .def_property_readonly("nbytes", &Drafter::nbytes)
       .def_property("doubts", &get_doubts, &set_doubts,
                     "float[2][3][2][8]: trees and chains; request, finished requests, table; "

@@ -22,6 +22,7 @@ const T* array_of(MappedTable& owner, const py::dict& arrays, const std::string&
                   int64_t item_bytes, int64_t* size) {
   CE_CHECK(arrays.contains(name.c_str()), "the table has no array '", name, "'");
   owner.buffers.push_back(py::cast<py::buffer>(arrays[name.c_str()]).request());
+  owner.names.push_back(name);
   const py::buffer_info& info = owner.buffers.back();
   const int64_t bytes = static_cast<int64_t>(info.size) * static_cast<int64_t>(info.itemsize);
   CE_CHECK(bytes % item_bytes == 0, "array '", name, "' has ", bytes,
@@ -60,8 +61,25 @@ std::unique_ptr<MappedTable> map_table(int order, int64_t vocab, int block_shift
   for (size_t i = 0; i < doubts.size(); ++i)
     CE_CHECK(doubts[i] > 0.0f && doubts[i] < 1e30f, "doubts[", i, "] must be > 0, got ", doubts[i]);
   owner->doubts = std::move(doubts);
+  owner->block_shift = block_shift;
   owner->table = std::make_unique<NgramTable>(order, vocab, block_shift, orders);
   return owner;
+}
+
+py::dict table_arrays(const MappedTable& t) {
+  py::dict out;
+  for (size_t i = 0; i < t.buffers.size(); ++i) {
+    const py::buffer_info& info = t.buffers[i];
+    out[t.names[i].c_str()] = py::bytes(static_cast<const char*>(info.ptr),
+                                        static_cast<size_t>(info.size * info.itemsize));
+  }
+  return out;
+}
+
+std::vector<float> table_counts(const MappedTable& t) {
+  std::vector<float> out;
+  for (int q = 0; q < 256; ++q) out.push_back(t.table->counts()[q]);
+  return out;
 }
 
 py::list table_lookup(const MappedTable& t, const std::vector<int32_t>& context) {
@@ -135,6 +153,10 @@ void bind_drafting(py::module_& m) {
       .def_readonly("doubts", &MappedTable::doubts)
       .def_property_readonly("order", [](const MappedTable& t) { return t.table->order(); })
       .def_property_readonly("vocab_size", [](const MappedTable& t) { return t.table->vocab(); })
+      .def_readonly("block_shift", &MappedTable::block_shift)
+      .def("arrays", &table_arrays, "Name -> a copy of the array's bytes.")
+      .def_property_readonly("counts", &table_counts,
+                             "float[256]: what a stored logarithmic count stands for.")
       .def(
           "contexts", [](const MappedTable& t, int n) { return t.table->contexts(n); },
           py::arg("order"), "Number of contexts of `order` tokens.")

@@ -71,6 +71,7 @@ void Drafter::finish(int64_t row) {
           std::max(finished_.length() - half, finished_.length() + added - learn_tokens_));
     finished_.append(r.text.text() + from, length - from);
     finished_.append(&kBoundary, 1);
+    ++learned_changes_;
   }
   release(row);
 }

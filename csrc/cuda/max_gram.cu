@@ -1,23 +1,12 @@
 // Max-Gram (CS Drafting, Chen et al., arXiv 2312.11462) by brute force: every place of the row, and
 // of a corpus beside it, is compared with the row's end; the longest match wins, then the latest.
-#include "cuda/intrinsics.h"
+#include "cuda/match.h"
 
 namespace ce::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 16;  // that share out one text
-
-// A match of `length` tokens that `next` follows; larger is better, 0 is none.
-__device__ __forceinline__ uint64_t match_key(int length, int32_t next) {
-  return length == 0 ? 0 : static_cast<uint64_t>(length) << 32 | static_cast<uint32_t>(next);
-}
-__device__ __forceinline__ int match_length(uint64_t key) {
-  return static_cast<int>(key >> 32);
-}
-__device__ __forceinline__ int32_t match_next(uint64_t key) {
-  return static_cast<int32_t>(key & 0xffffffffu);
-}
 
 __global__ void __launch_bounds__(kThreads) match_kernel(DraftArgs args) {
   const int r = static_cast<int>(blockIdx.y), which = static_cast<int>(blockIdx.z);
@@ -27,22 +16,9 @@ __global__ void __launch_bounds__(kThreads) match_kernel(DraftArgs args) {
   const int32_t* text = which == 0 ? tokens : args.corpora[r];
   const int32_t text_length = which == 0 ? length : text == nullptr ? 0 : args.corpus_lengths[r];
   const int32_t* last = tokens + length - 1;
-  const int32_t wanted = *last;
   const int32_t limit = length < args.max_match ? length : args.max_match;
-  uint64_t best = 0;
-  for (int32_t end = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
-       end < text_length - 1; end += kBlocks * kThreads) {  // a token follows every match
-    if (text[end] != wanted) continue;
-    const int32_t reach = end + 1 < limit ? end + 1 : limit;
-    int matched = 1;
-    while (matched < reach && text[end - matched] == last[-matched]) ++matched;
-    const uint64_t key = match_key(matched, end + 1);
-    best = key > best ? key : best;
-  }
-  for (int with = kWarp / 2; with > 0; with /= 2) {
-    const uint64_t other = __shfl_xor_sync(kAllLanes, best, with);
-    best = other > best ? other : best;
-  }
+  const int32_t first = static_cast<int32_t>(blockIdx.x * kThreads + threadIdx.x);
+  const uint64_t best = best_match(text, text_length, last, limit, first, kBlocks * kThreads);
   if (threadIdx.x % kWarp == 0 && best != 0)
     atomicMax(reinterpret_cast<unsigned long long*>(&args.matches[2 * r + which]),
               static_cast<unsigned long long>(best));

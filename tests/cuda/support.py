@@ -136,13 +136,16 @@ class Rows:
 
 
 class RecordingLauncher(Launcher):
-    """The emulation with graphs: captured launches are kept with the addresses and numbers that
-    they had, and a replay launches exactly those, as a CUDA graph would."""
+    """The emulation with graphs and late copies: captured launches are kept with the addresses and
+    numbers that they had, and a replay launches exactly those, as a CUDA graph would; an upload
+    reads its source no sooner than the next launch or wait, a download is there after the wait."""
 
     def __init__(self, emulated: Launcher) -> None:
         super().__init__(emulated.module, emulated.device)
         self.replays = 0
-        self._recording: list[tuple[Any, Any]] | None = None
+        self._recording: list[tuple[Any, Any, Any]] | None = None
+        self._up: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._down: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
     def captures(self) -> bool:
@@ -150,9 +153,11 @@ class RecordingLauncher(Launcher):
 
     def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
         if self._recording is None:
+            self._send()
             return super().__call__(name, *args, **arguments)
         values = {key: self._value(value) for key, value in arguments.items()}
-        self._recording.append((getattr(self.module, name), values))
+        positional = [self._value(value) for value in args]
+        self._recording.append((getattr(self.module, name), positional, values))
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         self._recording = recorded = []
@@ -161,10 +166,31 @@ class RecordingLauncher(Launcher):
 
         def replay() -> None:
             self.replays += 1
-            for function, values in recorded:
-                function(0, **values)
+            self._send()
+            for function, positional, values in recorded:
+                function(0, *positional, **values)
 
         return replay
+
+    def upload(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._up.append((target, source))
+
+    def download(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self._send()
+        self._down.append((target, source.clone()))
+        target.fill_(-(1 << 30))
+
+    def wait(self) -> None:
+        self._send()
+        for target, source in self._down:
+            target.copy_(source)
+        self._down = []
+        super().wait()
+
+    def _send(self) -> None:
+        for target, source in self._up:
+            target.copy_(source)
+        self._up = []
 
 
 def linear(

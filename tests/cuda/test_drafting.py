@@ -49,9 +49,12 @@ def device_table(run: Launcher, documents: list[list[int]], order: int, vocab: i
                 "children": runs(children),
                 "successors": runs([len(k) for k in kept]),
                 "successor": ids([t for k in kept for t, _ in k]),
+                "total": None,
+                "count": None,
             }
         )
-    return {"vocab": vocab, "block_shift": 2, "orders": orders, "reference": table}
+    view = {"vocab": vocab, "block_shift": 2, "counts": None, "orders": orders}
+    return {**view, "reference": table}
 
 
 def draft(

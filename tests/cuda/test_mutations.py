@@ -3,6 +3,7 @@ named with it. What no check catches is not tested."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,15 @@ import torch
 
 from cascade_engine.ops.launch import Launcher
 from tests.cuda import emulation, test_attention, test_drafting, test_forward_ops, test_linear
+from tests.cuda import test_draft_trees as trees_of
 from tests.cuda import test_sampling as sampling
 from tests.cuda.support import BF16, SWIGLU
 
 Check = Callable[[Launcher], None]
+
+
+FOLDER = emulation.CSRC / "cuda"
+KERNELS = emulation.KERNELS
 
 
 class Bug(NamedTuple):
@@ -55,13 +61,10 @@ lenient_trees = partial(sampling.test_trees_are_the_oracles, lenience=3.0)
 tree_reviews = partial(sampling.test_trees, temperature=0.0)
 rope = partial(test_forward_ops.test_rope_and_store, dtype=BF16, rotary=True)
 max_gram = partial(test_drafting.test_max_gram, max_match=32)
-
-INCLUDED_BY = {
-    "attention_items.h": "attention.cu",
-    "batch.h": "accept.cu",
-    "gates.h": "activation.cu",
-    "noise.h": "sampling.cu",
-}
+drafted_trees = partial(trees_of.test_trees_are_the_references, seed=5)
+learned_trees = partial(trees_of.test_trees_are_the_references, seed=3)
+predicted_trees = partial(trees_of.test_trees_are_the_references, seed=4)
+drafted_batch = partial(trees_of.test_the_batch_of_a_review, trees=True)
 
 BUGS = [
     Bug(
@@ -294,7 +297,7 @@ BUGS = [
     ),
     Bug(
         "the last place is not searched",
-        "max_gram.cu",
+        "match.h",
         "end < text_length - 1",
         "end < text_length - 2",
         max_gram,
@@ -315,27 +318,114 @@ BUGS = [
     ),
     Bug(
         "contexts searched one too low",
-        "ngram.cu",
+        "ngram_table.h",
         "probe) <= token",
         "probe) < token",
         test_drafting.test_contexts_are_found_among_many,
+    ),
+    Bug(
+        "the context read before it is there",
+        *("draft_tree.cu", "__syncthreads();  // the first context", "", drafted_trees),
+    ),
+    Bug(
+        "blended before all is found",
+        *("draft_tree.cu", "__syncthreads();  // all is found", "", drafted_trees),
+    ),
+    Bug(
+        "the oldest occurrences",
+        *("draft_tree.h", "at = top - 1 - lane - u", "at = top - kWarp + lane - u", drafted_trees),
+    ),
+    Bug(
+        "a warp's part begins one late",
+        "draft_tree.h",
+        "high - part > 1 ? high - part : 1",
+        "high - part > 1 ? high - part + 1 : 1",
+        trees_of.test_a_long_text_is_shared_out,
+    ),
+    Bug(
+        "more occurrences than the window",
+        *("draft_tree.h", "count = count < kWindow ? count : kWindow;\n    const", "const"),
+        drafted_trees,
+    ),
+    Bug(
+        "contexts across requests",
+        "draft_tree.h",
+        "hits[u] && text[at] != kBoundary",
+        "hits[u]",
+        learned_trees,
+    ),
+    Bug(
+        "a token found twice is two candidates",
+        "draft_tree.h",
+        "first = first && i >= lane",
+        "first = first",
+        drafted_trees,
+    ),
+    Bug(
+        "the later of equals first",
+        "draft_tree.cu",
+        "s.open.prob[i] >= prob)",
+        "s.open.prob[i] > prob)",
+        drafted_trees,
+    ),
+    Bug("layers forgotten", "draft_tree.cu", "kLayerCount = 23", "kLayerCount = 20", learned_trees),
+    Bug(
+        "deeper than asked for",
+        "draft_tree.cu",
+        "count < budget && level < depth",
+        "count < budget && level <= depth",
+        predicted_trees,
+    ),
+    Bug(
+        "off the prediction's path after one token",
+        "draft_tree.cu",
+        "token == expected ? at + 1 : -1",
+        "token == expected ? -1 : -1",
+        predicted_trees,
+    ),
+    Bug(
+        "others before the likely chain",
+        "draft_tree.cu",
+        "placed + __popcll",
+        "__popcll",
+        drafted_trees,
+    ),
+    Bug(
+        "ancestors one short",
+        "drafted_batch.cu",
+        "node >= 0; node",
+        "node > 0; node",
+        drafted_batch,
+    ),
+    Bug(
+        "a hole is fed",
+        "drafted_batch.cu",
+        "counts[r] = slot < 0 ? 0 :",
+        "counts[r] =",
+        drafted_batch,
     ),
 ]
 
 
 def mutated(bug: Bug) -> dict[str, str]:
-    """Headers are changed inside the one source that includes them first."""
-    folder = emulation.CSRC / "cuda"
-    text = (folder / bug.file).read_text()
+    """A header is changed inside every source that reaches it."""
+    text = (FOLDER / bug.file).read_text()
     assert bug.old in text, f"{bug.name}: {bug.file} has no {bug.old!r}"
     text = text.replace(bug.old, bug.new)
     if bug.file.endswith(".cu"):
         return {bug.file: text}
-    source = INCLUDED_BY[bug.file]
-    include = f'#include "cuda/{bug.file}"'
-    whole = (folder / source).read_text()
-    assert include in whole
-    return {source: whole.replace(include, text)}
+    found = {name: with_header((FOLDER / name).read_text(), bug.file, text) for name in KERNELS}
+    return {name: changed for name, changed in found.items() if changed is not None}
+
+
+def with_header(source: str, header: str, text: str) -> str | None:
+    """A source in which an included header reads otherwise; None where it is not reached."""
+    for other in re.findall(r'#include "cuda/(.+)"', source):
+        inner = text if other == header else None
+        inner = inner or with_header((FOLDER / other).read_text(), header, text)
+        if inner is not None:
+            return source.replace(f'#include "cuda/{other}"', inner)
+    return None
 
 
 @pytest.fixture(scope="module")

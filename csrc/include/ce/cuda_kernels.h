@@ -287,11 +287,53 @@ void max_gram(const DraftArgs& args, Stream stream);
 
 // A table's arrays in device memory.
 struct NgramView {
-  int32_t order = 0, block_shift = 0;
+  int32_t order = 0, block_shift = 0;  // order 0: no table
   int64_t vocab = 0;
+  const float* counts = nullptr;  // [256] what a logarithmic count stands for; for trees
   NgramOrder orders[kMaxOrder];
 };
 // Goes on behind the drafted[i] tokens of max_gram, up to counts[i].
 void ngram_chain(const DraftArgs& args, const NgramView& table, Stream stream);
+
+// Trees by n-gram statistics (draft_tree.h), the same as the CPU's: drafted[i] nodes go behind the
+// lengths[i] tokens of row i, one token each in topological order, of which the first searched[i]
+// are the row's own n-grams.
+struct DraftTreeArgs {
+  int32_t rows;
+  const int32_t* slots;  // [rows], -1: none
+  const int32_t* lengths;
+  const int32_t* searched;
+  const int32_t* budgets;  // [rows] nodes, at most kMaxTreeNodes
+  const int32_t* depths;   // [rows]
+  int32_t* tokens;
+  int64_t token_stride;
+  float least;              // nodes are drafted only above this path probability
+  const float* doubts;      // DraftWeights
+  const int32_t* finished;  // tokens of finished requests, or null
+  const int32_t* finished_length;
+  const int32_t* const* predictions;  // [rows] pointers, or null
+  const int32_t* prediction_lengths;  // [rows], 0: none
+  int32_t* parents;                   // [rows, kMaxTreeNodes], -1: the row's last token
+  float* probs;                       // [rows, kMaxTreeNodes] of the whole path
+  int32_t* drafted;                   // [rows]
+};
+void draft_tree(const DraftTreeArgs& args, const NgramView& table, Stream stream);
+
+// The batch of a review of what was just drafted behind the lengths[i] tokens of each row: its last
+// token and the drafts, a chain, or with `parents` a tree.
+struct DraftedBatchArgs {
+  int32_t rows, width;
+  const int32_t* slots;  // [rows], -1: none
+  const int32_t* lengths;
+  const int32_t* drafted;  // at most width - 1
+  const int32_t* parents;  // [rows, kMaxTreeNodes], or null
+  const int32_t* tokens;
+  int64_t token_stride;
+  int32_t *starts, *counts, *bases;  // [rows] of the Batch
+  uint64_t* ancestors;               // [rows, width]
+  int32_t* wanted;                   // [rows] all of them
+  int32_t* nodes;                    // [rows, kMaxTreeNodes] a copy of the drafted tokens
+};
+void drafted_batch(const DraftedBatchArgs& args, Stream stream);
 
 }  // namespace ce::cuda

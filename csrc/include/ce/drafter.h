@@ -27,10 +27,16 @@ class Drafter {
   // Learns from a row's tokens behind its prompt (where the drafter learns) and releases it. When
   // the bound is reached, the older half of what was learnt goes.
   void finish(int64_t row);
-  void clear_learned() { finished_.clear(true); }
+  void clear_learned() {
+    finished_.clear(true);
+    ++learned_changes_;
+  }
 
   int64_t length(int64_t row) const { return at(row).text.length(); }
   int64_t learned() const { return finished_.length(); }
+  // What was learnt, learned() tokens and boundaries, and how often it has changed.
+  const int32_t* learned_text() const { return finished_.text(); }
+  int64_t learned_changes() const { return learned_changes_; }
   int64_t nbytes() const;
 
   // Drafts behind tokens[0:length] of a row, of which the row's own tokens are the first.
@@ -52,6 +58,7 @@ class Drafter {
   const NgramTable* table_;
   int64_t learn_tokens_;
   Occurrences finished_;
+  int64_t learned_changes_ = 0;
 };
 
 }  // namespace ce

@@ -71,6 +71,7 @@ class NgramTable {
   int32_t successor(int order, int64_t index) const {
     return token_at(orders_[order - 1].successor, index);
   }
+  const float* counts() const { return counts_; }  // [256] what a stored count stands for
   float count(int order, int64_t index) const { return counts_[orders_[order - 1].count[index]]; }
   // The most frequent successor of the longest known context, -1 when even the last token has none.
   int32_t most_likely(const int32_t* end, int64_t available) const;

@@ -1,0 +1,39 @@
+// What a review of drafts needs to know of them, from the drafts themselves: one warp a row.
+#include "ce/draft_tree.h"
+#include "cuda/intrinsics.h"
+
+namespace ce::cuda {
+namespace {
+
+constexpr int32_t kNoTree = 0x7fffffff;
+
+__global__ void __launch_bounds__(kWarp) batch_kernel(DraftedBatchArgs args) {
+  const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
+  const int32_t slot = args.slots[r], length = args.lengths[r];
+  const int32_t drafted = slot < 0 ? 0 : args.drafted[r];
+  const int32_t* parents = args.parents == nullptr ? nullptr : args.parents + r * kMaxTreeNodes;
+  const int32_t* tokens = args.tokens + slot * args.token_stride + length;
+  for (int j = lane; j < drafted; j += kWarp) {
+    uint64_t path = 0;
+    if (parents != nullptr)
+      for (int node = j; node >= 0; node = parents[node]) path |= uint64_t{1} << node;
+    args.ancestors[static_cast<int64_t>(r) * args.width + 1 + j] = path;
+    args.nodes[r * kMaxTreeNodes + j] = tokens[j];
+  }
+  if (lane != 0) return;
+  args.starts[r] = slot < 0 ? 0 : length - 1;
+  args.counts[r] = slot < 0 ? 0 : drafted + 1;
+  args.wanted[r] = slot < 0 ? 0 : drafted + 1;
+  args.bases[r] = slot < 0 || parents == nullptr ? kNoTree : length;
+}
+
+}  // namespace
+
+void drafted_batch(const DraftedBatchArgs& args, Stream stream) {
+  CE_CHECK(args.width >= 1 && args.width <= kMaxTreeNodes + 1,
+           "drafted_batch: width must be in 1..", kMaxTreeNodes + 1, ", got ", args.width);
+  if (args.rows <= 0) return;
+  CE_LAUNCH(batch_kernel, static_cast<unsigned>(args.rows), kWarp, 0, stream, args);
+}
+
+}  // namespace ce::cuda

@@ -1,0 +1,222 @@
+"""Drafts, their review, acceptance and commit as one action of the device: the tokens of plain
+decoding, the drafts of the host's drafters, one wait and one graph."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine.engine import loading
+from cascade_engine.levels import (
+    Proposal,
+    ReviewItem,
+    Speculated,
+    Speculation,
+    StatisticalLevel,
+)
+from cascade_engine.ops import CudaBackend, CudaSpeculation, Sampler
+from cascade_engine.ops.launch import Launcher
+from tests.cuda.support import BF16, RecordingLauncher
+from tests.cuda.test_backend import SHAPE, make_level, random_row
+from tests.models.support import random_llama
+from tests.ops.support import random_weights
+from tests.ops.test_drafter import small_table
+
+MODEL: dict[str, Any] = {
+    "head_dim": 8,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 40,
+    "vocab_size": 40,
+}
+
+
+@pytest.fixture
+def graphs(run: Launcher) -> Launcher:
+    return run if run.captures else RecordingLauncher(run)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Rows and kind of every action of the device."""
+    calls: list[tuple[int, bool]] = []
+    original = CudaSpeculation.run
+
+    def run(self: CudaSpeculation, asks: Any, trees: bool) -> Any:
+        calls.append((len(asks), trees))
+        return original(self, asks, trees)
+
+    monkeypatch.setattr(CudaSpeculation, "run", run)
+    return calls
+
+
+def make_engine(
+    path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> Engine:
+    backend = CudaBackend("cuda", 1, launcher)
+    monkeypatch.setattr(loading, "make_backend", lambda _: backend)
+    monkeypatch.setattr(loading, "_memory", lambda place: 1 << 26)
+    return Engine.load(path, device="cuda", dtype="bfloat16", max_rows=3, **options)
+
+
+GREEDY = {"temperature": 0.0}
+DRAWN = {"temperature": 0.8, "seed": 3, "top_k": 7, "repetition_penalty": 1.3}
+
+
+@pytest.mark.parametrize(("tree", "params"), [(0, GREEDY), (12, DRAWN), (0, DRAWN), (12, GREEDY)])
+def test_an_engine_keeps_its_tokens(
+    graphs: Launcher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    counted: list[tuple[int, bool]],
+    tree: int,
+    params: dict[str, Any],
+) -> None:
+    """Rows come and go and stop at their own lengths; one is not drafted for on the device while it
+    is there."""
+    random_llama(tmp_path, 3, **MODEL)
+    prompts = [[t % 40 for t in random_row(n)] for n in (9, 30, 3, 17)]
+    sampling = [
+        SamplingParams(max_tokens=n, ignore_eos=True, logprobs=0 if i == 2 else None, **params)
+        for i, n in enumerate((20, 9, 3, 12))
+    ]
+    cascade = FixedCascade([[5]], tree=tree)
+    found, stats = [], []
+    for where, policy in (("host", PlainDecoding()), ("host", cascade), ("device", cascade)):
+        engine = make_engine(tmp_path, graphs, monkeypatch, policy=policy, learn_tokens=64)
+        if where == "host":
+            engine._cycle._speculating = None
+        found.append([g.token_ids for g in engine.generate(prompts, sampling)])
+        engine.check_integrity()
+        stats.append(engine.stats())
+        assert bool(counted) == (where == "device")
+    assert found[0] == found[1] == found[2]
+    assert {trees for _, trees in counted} == {tree > 0}
+    assert max(rows for rows, _ in counted) > 1
+    if not tree:  # trees near a row's end are cut in other ways
+        assert stats[1]["levels"] == [
+            {**level, "seconds": other["seconds"]}
+            for level, other in zip(stats[2]["levels"], stats[1]["levels"], strict=True)
+        ]
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
+    """Of rows that grow, with a table, what was learnt, and a prediction that one of them has."""
+    rng = random.Random(5)
+    weights, table = random_weights(3, BF16, **SHAPE), small_table(rng, 66)
+    level = make_level(graphs, weights)
+    statistical = StatisticalLevel(level._backend, level.rows, table, learn_tokens=256)
+    speculation = Speculation.of(level, statistical)
+    assert speculation is not None
+    samplers = [Sampler(temperature=0.0), Sampler(temperature=0.9, seed=8)]
+    prompts = [[t % 9 for t in random_row(40)], random_row(21)]
+    prediction = torch.tensor([t % 9 for t in random_row(60)], dtype=torch.int32)
+    lengths = [len(p) for p in prompts]
+    for slot, prompt in enumerate(prompts):
+        level.rows.write(slot, prompt)
+        level.prefill(slot, len(prompt) - 1)
+    drafted = 0
+    for step in range(6):
+        if step in (1, 4):
+            statistical.begin(1, [t % 9 for t in random_row(30)], 0)
+            statistical.finish(1)
+        texts = [prediction if step % 2 else None, None]
+        proposals = [Proposal(s, lengths[s], 7, texts[s]) for s in range(2)]
+        for slot in range(2):
+            statistical.begin(slot, level.rows.read(slot, 0, lengths[slot]), 0)
+        if trees:
+            hosts = [
+                (t.tokens.tolist(), t.parents.tolist())
+                for t in statistical.propose_trees(proposals, depth=4)
+            ]
+        else:
+            counts = statistical.propose(proposals)
+            hosts = [
+                (level.rows.read(s, lengths[s], lengths[s] + n), []) for s, n in enumerate(counts)
+            ]
+        asked = [Speculated(p, 4, s) for p, s in zip(proposals, samplers, strict=True)]
+        assert speculation.fits(asked, trees)
+        action = speculation._action.run
+
+        def run(asks: Any, trees: bool, hosts: Any = hosts, action: Any = action) -> Any:
+            found = action(asks, trees)
+            assert [(r.tokens, r.parents if trees else []) for r in found] == hosts
+            return found
+
+        speculation._action.run = run  # type: ignore[method-assign]
+        for slot, (_, verdict) in enumerate(speculation.review(asked, trees, 1)):
+            lengths[slot] += verdict.num_accepted + 1
+            level.truncate(slot, lengths[slot] - 1)
+        speculation._action.run = action  # type: ignore[method-assign]
+        drafted += sum(len(tokens) for tokens, _ in hosts)
+    assert drafted > 40
+    plain = make_level(graphs, weights)
+    for slot, prompt in enumerate(prompts):
+        plain.rows.write(slot, prompt)
+        for n in range(len(prompt), lengths[slot]):
+            plain.review([ReviewItem(slot, n, n, samplers[slot])], 1.0)
+        assert level.rows.read(slot, 0, lengths[slot]) == plain.rows.read(slot, 0, lengths[slot])
+
+
+def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And from the second time on one graph, for chains and trees each."""
+    level = make_level(graphs, random_weights(2, BF16, **SHAPE))
+    statistical = StatisticalLevel(level._backend, level.rows)
+    speculation = Speculation.of(level, statistical)
+    assert speculation is not None
+    level.rows.write(0, [1, 2, 3] * 4)
+    level.prefill(0, 11)
+    waits: list[str] = []
+    launches: list[str] = []
+    wait, call = Launcher.wait, Launcher.__call__
+
+    def waited(launcher: Launcher) -> None:
+        waits.append("wait")
+        wait(launcher)
+
+    def launched(launcher: Launcher, name: str, *args: Any, **arguments: Any) -> None:
+        launches.append(name)
+        call(launcher, name, *args, **arguments)
+
+    monkeypatch.setattr(Launcher, "wait", waited)
+    monkeypatch.setattr(Launcher, "__call__", launched)
+    for trees in (False, True):
+        length, replays = 12, getattr(graphs, "replays", 0)
+        level.truncate(0, 11)
+        level.rows.write(0, [1, 2, 3] * 4)
+        for turn in range(5):
+            waits.clear()
+            launches.clear()
+            asked = [Speculated(Proposal(0, length, 3), 3, Sampler(temperature=0.0))]
+            ((_, verdict),) = speculation.review(asked, trees, 1)
+            length += verdict.num_accepted + 1
+            level.truncate(0, length - 1)
+            assert len(waits) == 1
+            assert turn < 2 or not launches
+        if isinstance(graphs, RecordingLauncher):
+            assert graphs.replays - replays == 4
+
+
+def test_a_row_whose_logits_are_no_numbers_stays_as_it_was(run: Launcher) -> None:
+    weights = random_weights(2, BF16, **SHAPE)
+    level = make_level(run, weights)
+    statistical = StatisticalLevel(level._backend, level.rows)
+    speculation = Speculation.of(level, statistical)
+    assert speculation is not None
+    level.rows.write(0, [1, 2, 3] * 4)
+    level.prefill(0, 11)
+    level.weights.head.memory.fill_(torch.nan)  # type: ignore[attr-defined]
+    asked = [Speculated(Proposal(0, 12, 3), 3, Sampler(temperature=0.0))]
+    with pytest.raises(ValueError, match="the logits for position 12 are NaN"):
+        speculation.review(asked, False, 1)
+    assert level.pages.length[0] == 11
+    assert level.rows.read(0, 0, 12) == [1, 2, 3] * 4
+    level.pages.check_integrity()
