@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from cascade_engine import Engine, FixedCascade, SamplingParams
 from cascade_engine.demo.family import family
 from cascade_engine.demo.formats import question_prompt
+from cascade_engine.engine.row import Row
 from cascade_engine.errors import DecodingError, RequestError, TraceError
 from cascade_engine.policy import AutoCascade, PlainDecoding, Policy
 from cascade_engine.trace import History, load, statistics
@@ -38,10 +42,11 @@ def engine() -> Engine:
     )
 
 
-def replayed(row: TracedRow) -> list[int]:
+def replayed(row: TracedRow, fails: bool = False) -> list[int]:
     """The row's tokens behind its prompt, worked out from its drafts and reviews alone.
 
-    Fails unless each action meets the row that the actions before it left."""
+    Fails unless each action meets the row that the actions before it left. `fails`: a pass of the
+    target may fail, after which it reviews the rows without their drafts."""
     final = [*row.prompt[: row.start], *row.emitted]
     if len(row.prompt) != row.start:  # an encoder reads the prompt
         final = [-1] * row.start + row.emitted
@@ -53,6 +58,8 @@ def replayed(row: TracedRow) -> list[int]:
             if cut and chain:  # what the failed level had to review is gone
                 state = state[: action.at + len(action.tokens) * (action.kind == "review")]
             cut = action.kind == "retire"
+            if fails and action.level == 0 and not action.tokens:
+                state = final[:]
             if action.kind == "draft" and chain:
                 assert action.at == len(state)
                 state += action.tokens
@@ -72,6 +79,11 @@ def check_statistics(history: History, engine: Engine) -> None:
     counted = statistics(history)
     expected = {key: value for key, value in engine.stats().items() if key in counted}
     assert counted == expected
+
+
+def finish(engine: Engine) -> None:
+    while engine.has_work():
+        engine.step()
 
 
 def generated(engine: Engine, policy: Policy, params: SamplingParams) -> list[Any]:
@@ -122,14 +134,35 @@ def test_a_trace_tells_all_and_changes_nothing(
 
 
 def test_a_trace_has_probabilities_and_runners_up(engine: Engine, tmp_path: Path) -> None:
+    params = SamplingParams(
+        max_tokens=30, temperature=1.0, seed=1, logprobs=0, processed_logprobs=True
+    )
+    engine.set_policy(TREE)
     with engine.trace(tmp_path / "trace.jsonl"):
-        generated(engine, TREE, SamplingParams(max_tokens=30, temperature=1.0, seed=1, logprobs=0))
+        results = engine.generate(PROMPTS, params)
     actions = [
         a for row in load(tmp_path / "trace.jsonl").rows for r in row.rounds for a in r.actions
     ]
     by_draft = [p for a in actions for p, s in zip(a.probs, a.sources, strict=True) if s == 1]
     assert len({round(p, 3) for p in by_draft}) > 10
     assert all(0.0 <= p <= 1.0 for a in actions for p in [*a.probs, a.prob])
+    pairs = [
+        (a, node)
+        for a in actions
+        if a.kind == "draft"
+        for node, p in enumerate(a.parents)
+        if p >= 0
+    ]
+    assert any(
+        a.probs[node] > a.probs[a.parents[node]] for a, node in pairs
+    )  # of one token, no path
+    for row, result in zip(load(tmp_path / "trace.jsonl").rows, results, strict=True):
+        end = 0
+        for this in row.rounds:  # the last token of each, unless a stop cut it, is the target's own
+            end += len(this.tokens)
+            if this.levels[-1] == 0:
+                probability = math.exp(result.logprobs[end - 1].logprob)
+                assert this.actions[-1].prob == pytest.approx(probability, abs=1e-5)
     own = [a.prob for a in actions if a.kind == "review" and a.level == 0]
     assert min(own) < 0.9
     text = (tmp_path / "trace.jsonl").read_text()
@@ -146,6 +179,7 @@ def test_preemption_forks_and_aborts(engine: Engine, tmp_path: Path) -> None:
     engine.step()
     before = next(out.token_ids for out in engine.step())
     tokens: dict[tuple[str, int], list[int]] = {}
+    cached: dict[tuple[str, int], int] = {}
     with engine.trace(tmp_path / "trace.jsonl"):
         engine.reset_stats()
         engine.add_request(PROMPTS[1], params, "late")
@@ -159,7 +193,10 @@ def test_preemption_forks_and_aborts(engine: Engine, tmp_path: Path) -> None:
                 assert engine.abort("gone")
             for out in engine.step():
                 tokens.setdefault((out.request_id, out.index), []).extend(out.token_ids)
+                cached[out.request_id, out.index] = out.stats.cached_tokens
             step += 1
+        gc.collect()
+        assert not [row for row in gc.get_objects() if type(row) is Row]
     history = load(tmp_path / "trace.jsonl")
     stats = engine.stats()
     assert stats["requests"]["preempted"] > 0
@@ -167,6 +204,7 @@ def test_preemption_forks_and_aborts(engine: Engine, tmp_path: Path) -> None:
     assert counted["requests"] == {**stats["requests"], "added": stats["requests"]["added"] + 1}
     for key in ("new_tokens", "steps", "tokens_per_pass", "levels", "cached_prompt_tokens"):
         assert counted[key] == stats[key], key
+    assert counted["cached_prompt_tokens"] == sum(cached.values()) - cached["early", 0]
     rows = {(row.request, row.index): row for row in history.rows}
     assert rows["gone", 0].finish == "dropped"
     assert rows["early", 0].emitted == before
@@ -176,7 +214,8 @@ def test_preemption_forks_and_aborts(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_levels_and_requests_that_fail(engine: Engine, tmp_path: Path) -> None:
-    """A draft that gives no numbers, and a request that its rules leave no token."""
+    """A draft that gives no numbers, a request that its rules leave no token, and one whose rules
+    know only real answers."""
     vocabulary = engine.neural[0].vocab_size
     model = random_llama(tmp_path, 1, vocab_size=vocabulary, tie_word_embeddings=False)
     with torch.no_grad():
@@ -192,9 +231,16 @@ def test_levels_and_requests_that_fail(engine: Engine, tmp_path: Path) -> None:
         stop_token_ids=[5],
         allowed_tokens=lambda prefix: [5] if len(prefix) == len(ids) + 9 else None,
     )
+    (plain,) = engine.generate(PROMPTS[1], SamplingParams(max_tokens=40, ignore_eos=True))
+    known = [*plain.prompt_token_ids, *plain.token_ids]
+
+    def knows(prefix: Sequence[int]) -> None:
+        assert list(prefix) == known[: len(prefix)]
+
+    good = SamplingParams(max_tokens=40, ignore_eos=True, allowed_tokens=knows)
     with failing.trace(tmp_path / "trace.jsonl"):
         failing.add_request(ids, bad, "bad")
-        failing.add_request(PROMPTS[1], SamplingParams(max_tokens=40, ignore_eos=True), "good")
+        failing.add_request(PROMPTS[1], good, "good")
         errors = 0
         while failing.has_work():
             try:
@@ -208,10 +254,34 @@ def test_levels_and_requests_that_fail(engine: Engine, tmp_path: Path) -> None:
     assert stats["levels"][0]["rows"] == sum(stats["tokens_per_pass"])
     by_name = {row.request: row for row in history.rows}
     assert (by_name["bad"].finish, by_name["good"].finish) == ("dropped", "length")
-    assert len(replayed(by_name["good"])) == 40
-    for row in history.rows:  # the small model meets the rules, in a pass that both rows share
+    assert replayed(by_name["good"], True) == plain.token_ids
+    for row in history.rows:  # the small model meets the rules, in a pass that they share
         actions = [a for this in row.rounds for a in this.actions]
         assert [action.level for action in actions if action.kind == "retire"] == [1, 2]
+
+
+def test_rules_that_end_within_a_draft(engine: Engine, tmp_path: Path) -> None:
+    """The target's own token is then the last accepted one behind which the rules are known."""
+    engine.set_policy(PlainDecoding())
+    (plain,) = engine.generate(PROMPTS[0], SamplingParams(max_tokens=40))
+    known = [*plain.prompt_token_ids, *plain.token_ids]
+    engine.set_policy(FixedCascade([[0, 8], [0, 0]]))
+    engine.reset_stats()
+    with engine.trace(tmp_path / "trace.jsonl"):
+        for end in range(5, 20):
+
+            def knows(prefix: Sequence[int], end: int = end) -> None:
+                assert len(prefix) < len(plain.prompt_token_ids) + end
+
+            params = SamplingParams(max_tokens=40, allowed_tokens=knows)
+            engine.add_request(PROMPTS[0], params, f"{end}")
+            with pytest.raises(DecodingError):
+                finish(engine)
+    history = load(tmp_path / "trace.jsonl")
+    check_statistics(history, engine)
+    for row in history.rows:
+        end = len(row.prompt) + int(row.request)
+        assert row.prompt + replayed(row) == known[:end]
 
 
 def test_an_encoder_decoder(tmp_path: Path) -> None:
