@@ -254,6 +254,7 @@ class Cycle:
             return
         for row, count in zip(rows, counts, strict=True):
             row.append_own(level, count)
+            self._watcher.drafted(row, count)
         seconds = time.perf_counter() - begin
         made = [(row, Draft(level, n)) for row, n in zip(rows, counts, strict=True)]
         for listener in self.listeners:
@@ -261,6 +262,7 @@ class Cycle:
         self.stats.count_pass(level, sum(counts), seconds, max(counts))
         for row, count in zip(rows, counts, strict=True):
             row.stats.levels[level].count_call(seconds * count / sum(counts), count)
+        self._watcher.passed("draft", level, begin, seconds)
 
     def _review(
         self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]

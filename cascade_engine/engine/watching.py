@@ -26,10 +26,11 @@ class Watcher:
         """The target read the row's tokens `start`..`end` - 1 in passes of their own."""
 
     def drafted(self, row: Row, count: int) -> None:
-        """The statistical level wrote `count` tokens behind the row; `passed` follows."""
+        """A level wrote `count` tokens behind the row; `passed` follows."""
 
     def branched(self, row: Row, root: int, tree: DraftedTree) -> None:
-        """It proposed a tree behind the row's leading `root` tokens; `passed` follows."""
+        """The statistical level proposed a tree behind the row's leading `root` tokens; `passed`
+        follows."""
 
     def reviewing(self, rows: Sequence[Row], items: Sequence[ReviewItem]) -> None:
         """A level is about to review rows, and to write over what it rejects. If its pass fails,
@@ -39,7 +40,8 @@ class Watcher:
         """What that review decided of a row, which is still as it was, but for its tokens."""
 
     def passed(self, kind: str, level: int, begin: float, seconds: float) -> None:
-        """A pass ("draft" or "review") of a level is over, with the rows told before."""
+        """A pass ("draft" or "review") of a level is over, with the rows told before. Where a
+        neural level drafted, it was a pass for each token of the longest draft."""
 
     def retired(self, row: Row, level: int) -> None:
         """A drafting level failed on the row and is not asked again."""

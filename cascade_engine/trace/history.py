@@ -83,7 +83,8 @@ class TracedRow:
 
 @dataclass
 class Pass:
-    """One pass of a level over one or more rows, in seconds from the trace's beginning."""
+    """One pass of a level over one or more rows, in seconds from the trace's beginning; or those in
+    which a model drafted by itself."""
 
     kind: str
     """"draft", "review" or "prefill"."""
@@ -91,6 +92,9 @@ class Pass:
     t: float
     s: float
     rows: list[int]
+    passes: int = 1
+    row_passes: int = 1
+    """Passes, each counted for every row in it."""
 
 
 @dataclass
@@ -168,7 +172,11 @@ def _pass(history: History, event: Event) -> None:
         raise LookupError
     number = len(history.passes)
     rows = list(dict.fromkeys(part["row"] for part in event["rows"]))
-    history.passes.append(Pass(kind, level, event["t"], event["s"], rows))
+    counts = 1, len(rows)
+    if kind == "draft" and level < len(history.levels) - 1:
+        lengths = [len(part["tokens"]) for part in event["rows"]]
+        counts = max(lengths, default=0), sum(lengths)
+    history.passes.append(Pass(kind, level, event["t"], event["s"], rows, *counts))
     for part in event["rows"]:
         tokens = part["tokens"]
         sources = part.get("sources", [level] * len(tokens))

@@ -17,8 +17,8 @@ def statistics(history: History) -> dict[str, Any]:
     for each in passes:
         if each.kind != "prefill":
             level = levels[each.level]
-            level["passes"] += 1
-            level["rows"] += len(each.rows)
+            level["passes"] += each.passes
+            level["rows"] += each.row_passes
             level["seconds"] += each.s
     tokens_per_pass: list[int] = []
     for action in (a for row in rows for this in row.rounds for a in this.actions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.models.support import random_llama
 
 PROMPTS = [question_prompt("How can I save water at home?"), question_prompt("Who is <b>Tom</b>?")]
 CHAIN = FixedCascade([[6, 3], [0, 8]], lenience=2.0)
+ALONE = FixedCascade([[3, 2], [0, 0]])
 TREE = FixedCascade([[4, 0], [0, 4]], tree=(32, 8), siblings=2)
 
 
@@ -94,8 +96,8 @@ def generated(engine: Engine, policy: Policy, params: SamplingParams) -> list[An
 
 @pytest.mark.parametrize(
     "policy",
-    [CHAIN, TREE, PlainDecoding(), AutoCascade()],
-    ids=["chain", "tree", "plain", "auto"],
+    [CHAIN, TREE, ALONE, PlainDecoding(), AutoCascade()],
+    ids=["chain", "tree", "alone", "plain", "auto"],
 )
 @pytest.mark.parametrize("acceptance", ["exact", "rejection"])
 def test_a_trace_tells_all_and_changes_nothing(
@@ -112,13 +114,16 @@ def test_a_trace_tells_all_and_changes_nothing(
         found = generated(engine, policy, params)
     if acceptance == "exact":
         assert [tokens for tokens, _, _ in found] == [tokens for tokens, _, _ in expected]
-    if policy in (CHAIN, TREE):  # an automatic policy goes by times
+    if policy in (CHAIN, TREE, ALONE):  # an automatic policy goes by times
         assert found == expected
     history = load(tmp_path / "trace.jsonl")
     assert history.levels == engine.level_names
     assert "prefill" in {each.kind for each in history.passes}
     assert not history.truncated
     check_statistics(history, engine)
+    if policy is ALONE:
+        own = [p for p in history.passes if p.kind == "draft" and p.level == 1]
+        assert max(each.passes for each in own) == 3
     assert [row.index for row in history.rows] == [0, 1, 0, 1]
     for row, prompt, (tokens, sources, text) in zip(
         history.rows, [p for p in PROMPTS for _ in "12"], found, strict=True
@@ -321,7 +326,9 @@ def test_a_full_disk_costs_the_trace_alone(engine: Engine) -> None:
     expected = generated(engine, CHAIN, SamplingParams(max_tokens=30))
     with pytest.warns(RuntimeWarning, match="the trace ends here"):
         trace = engine.trace(full)
-    assert generated(engine, CHAIN, SamplingParams(max_tokens=30)) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        assert generated(engine, CHAIN, SamplingParams(max_tokens=30)) == expected
     with pytest.raises(TraceError, match=r"incomplete.*No space") as caught:
         trace.close()
     assert isinstance(caught.value.__cause__, OSError)

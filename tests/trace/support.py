@@ -58,12 +58,14 @@ EVENTS: list[dict[str, Any]] = [
     {"event": "emit", "t": 2.5, "row": 1, "tokens": [11], "levels": [0], "texts": [" b"]},
     {"event": "preempt", "t": 2.5, "row": 1},
     {"event": "step", "t": 1.0, "s": 1.5},
-    # Round 2 of row 0: a tree of four nodes, of which the path 1, 3 is kept, and a stop cuts it.
+    # Round 2 of row 0: a tree of six nodes, of which the path 1, 3 is kept, and a stop cuts it.
     {
         "event": "review", "t": 3.0, "s": 0.5, "level": 0,
         "rows": [
-            {"row": 0, "at": 5, "tokens": [10, 11, 10, 12], "parents": [-1, -1, 1, 1],
-             "probs": [0.5, 0.25, 0.125, 1], "sources": [1, 2, 2, 1], "kept": [1, 3], "token": 13},
+            {"row": 0, "at": 5, "tokens": [10, 11, 10, 12, 15, 14],
+             "parents": [-1, -1, 1, 1, 3, -1], "probs": [0.5, 0.25, 0.125, 1, 0.75, 0.0625],
+             "sources": [1, 2, 2, 1, 2, 1],
+             "kept": [1, 3], "token": 13},
         ],
     },
     {"event": "emit", "t": 3.5, "row": 0, "tokens": [11, 12], "levels": [2, 1],

@@ -34,7 +34,7 @@ def test_the_trace_by_hand(tmp_path: Path) -> None:
         "round": 0, "rows in the pass": 1, "kept": " b", "rejected": "\n a", "own": " d"
     }  # fmt: skip
     tree = next(e for e in spans if e["ts"] == 3.0e6 and e["cat"] == "review")
-    assert (tree["args"]["kept"], tree["args"]["rejected"]) == (" b\n", " a a")
+    assert (tree["args"]["kept"], tree["args"]["rejected"]) == (" b\n", " a a f</script>")
 
 
 def test_requests_span_their_life(tmp_path: Path) -> None:

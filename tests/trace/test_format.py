@@ -34,8 +34,8 @@ def test_the_figures_of_a_trace_by_hand(tmp_path: Path) -> None:
     assert names == HEADER["levels"]
     assert levels == [
         {"passes": 2, "rows": 3, "seconds": 1.5, "drafted": [], "accepted": []},
-        {"passes": 1, "rows": 1, "seconds": 0.25, "drafted": [1, 2], "accepted": [0, 2]},
-        {"passes": 1, "rows": 2, "seconds": 0.125, "drafted": [2, 1], "accepted": [2]},
+        {"passes": 1, "rows": 1, "seconds": 0.25, "drafted": [2, 2], "accepted": [0, 2]},
+        {"passes": 1, "rows": 2, "seconds": 0.125, "drafted": [2, 1, 1], "accepted": [2]},
     ]
 
 
@@ -45,7 +45,7 @@ def test_rows_and_rounds_of_a_trace_by_hand(tmp_path: Path) -> None:
     assert [len(this.actions) for this in first.rounds] == [3, 1]
     assert [this.tokens for this in first.rounds] == [[11, 13, 14], [11, 12]]
     assert first.rounds[0].actions[1].depths() == [0, 1, 2]
-    assert first.rounds[1].actions[0].depths() == [0, 0, 1, 1]
+    assert first.rounds[1].actions[0].depths() == [0, 0, 1, 1, 2, 0]
     assert (first.begun, first.ended, first.finish) == (0.5, 3.5, "stop")
     assert (second.begun, second.ended, second.finish) == (None, 3.5, "dropped")
     assert [len(this.actions) for this in second.rounds] == [2]
@@ -97,20 +97,20 @@ REVIEW = next(i for i, event in enumerate(EVENTS) if "parents" in str(event))
 @pytest.mark.parametrize(
     "change",
     [
-        {"tokens": [10, 11, 10]},
-        {"tokens": [10, 11, 10, -1]},
-        {"tokens": [10, 11, 10, 2**60]},
+        {"tokens": [10, 11, 10, 12, 15]},
+        {"tokens": [10, 11, 10, 12, 15, -1]},
+        {"tokens": [10, 11, 10, 12, 15, 2**60]},
         {"tokens": "abcd"},
         {"probs": [1]},
-        {"probs": [1, 1, 1, "1"]},
-        {"parents": [-1, -1, 1, 3]},
-        {"parents": [-1, -1, 1, -2]},
-        {"parents": [-1, -1, 1, True]},
+        {"probs": [1, 1, 1, 1, 1, "1"]},
+        {"parents": [-1, -1, 1, 3, 3, -1]},
+        {"parents": [-1, -1, 1, 1, 3, -2]},
+        {"parents": [-1, -1, 1, 1, 3, True]},
         {"parents": [-1]},
         {"sources": [1, 2, 2]},
         {"kept": [1, 2, 3]},
         {"kept": [3]},
-        {"kept": [4]},
+        {"kept": [6]},
         {"kept": None},
         {"token": None},
         {"prob": "x"},
@@ -130,7 +130,7 @@ def test_a_damaged_review(change: dict[str, Any], tmp_path: Path) -> None:
     ("number", "change"),
     [
         (REVIEW, {"level": 3}),
-        (REVIEW, {"rows": [EVENTS[REVIEW]["rows"][0] | {"sources": [1, 2, 3, 1]}]}),
+        (REVIEW, {"rows": [EVENTS[REVIEW]["rows"][0] | {"sources": [1, 2, 3, 1, 1, 1]}]}),
         (REVIEW, {"rows": [EVENTS[REVIEW]["rows"][0] | {"row": 2}]}),
         (REVIEW + 1, {"levels": [2, 3]}),
         (REVIEW + 1, {"texts": [" b"]}),

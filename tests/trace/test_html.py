@@ -166,6 +166,7 @@ def test_what_was_rejected_by_hand(driver: Any, tmp_path: Path) -> None:
     path = written(tmp_path, "hand")
     open_page(driver, path)
     assert texts(driver, "#legend .chip") == ["big", "small", NASTY]
+    assert texts(driver, "#text .token") == [" b", " d", " d</script>", " b", "\n"]
     driver.execute_script("document.querySelector('.token').focus()")
     tip = find(driver, "#tip")[0]
     assert tip.is_displayed()
@@ -178,18 +179,18 @@ def test_what_was_rejected_by_hand(driver: Any, tmp_path: Path) -> None:
     press(driver, "\ue014")
     assert "big's own token, 100%" in tip.text
     press(driver, "\ue015")  # down: to the next round, whose tree left two branches
-    assert texts(driver, "#tip del") == [" a50%"]
+    assert texts(driver, "#tip del") == [" a50%", "</script>6.3%"]
     press(driver, "\ue014")
     assert "drafted by small, 100%" in tip.text
-    assert texts(driver, "#tip del") == [" a13%"]
+    assert texts(driver, "#tip del") == [" a13%", " f75%"]  # and what the stop cut off
     press(driver, "\ue007")  # Enter: the round
     assert texts(driver, "#round h3") == ["Round 2 of 2"]
-    assert texts(driver, "#round .tree .tree > li")[1] == "⏎ d"
+    assert texts(driver, "#round .tree .tree > li")[1] == "⏎ d f75%"
     assert len(find(driver, ".token.chosen")) == 2
     press(driver, "\ue00c")  # Escape
     assert not tip.is_displayed()
     driver.execute_script("document.querySelector('#inline').click()")
-    assert texts(driver, "#text del") == ["⏎ a", " a", " a"]
+    assert texts(driver, "#text del") == ["⏎ a", " a", "</script>", " a", " f"]
     assert find(driver, "img, a[href^=http]") == []
     quiet(driver, path)
 

@@ -46,7 +46,7 @@ def test_a_chain_that_two_levels_review(tmp_path: Path) -> None:
 def test_a_tree_shows_the_path_that_was_kept(tmp_path: Path) -> None:
     found = boxes(picture(load(write(tmp_path / "t")), 1, [2]))
     assert [(look, text) for look, _, _, text in found] == [
-        ("kept table", "·b"), ("kept draft1", "⏎"), ("own target", "·d")
+        ("kept table", "·b"), ("kept draft1", "⏎"), ("gone table", "·f"), ("own target", "·d")
     ]  # fmt: skip
 
 
