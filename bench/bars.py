@@ -123,6 +123,16 @@ CUDA_OPS_BARS = (
         for bar in _streams(f"attention {size} 32/32 heads", 0.80)
     ),
     *(
+        Bar(
+            f"attention {size} 32/32 heads: flashinfer / ours",
+            ("flashinfer_over_ours", f"attention {size} 32/32 heads"),
+            1.0,
+            False,
+            GPU_SHAPE,
+        )
+        for size in ("16x1@4096", "16x16@4096", "16x1@32768", "16x16@32768")
+    ),
+    *(
         Bar(f"{name}: ms", ("milliseconds", name), limit, True, GPU_SHAPE)
         for name, limit in {
             "ngram 64x1@32768": 0.010,
@@ -155,6 +165,15 @@ E2E_RANDOM_BARS = tuple(
         "automatic / plain, random prompts", rows, ("cases", "auto", "over_plain", "total"), 0.97
     )
     for rows in (1, 4, 16)
+)
+
+
+MODEL_BARS = (
+    Bar("plain decoding: share of the bandwidth floor", ("of_floor",), 0.75, False, GPU_SHAPE),
+    Bar("plain decoding: transformers / ours", ("transformers_over_ours",), 1.1, False, GPU_SHAPE),
+    Bar("review(16) / decode(1)", ("review_over_decode",), 1.10, True, GPU_SHAPE),
+    Bar("cascade cycle: share outside the pass", ("outside_pass",), 0.10, True, GPU_SHAPE),
+    Bar("tree cycle: share outside the pass", ("outside_pass_tree",), 0.10, True, GPU_SHAPE),
 )
 
 

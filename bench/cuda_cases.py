@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from bench.cuda_peers import flashinfer_attention
 from bench.op_case import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
 from bench.shapes import vocabulary_of
 from cascade_engine.ops.cuda_program import CHUNK, NO_TREE, PAGE_TOKENS, ancestor_words
@@ -179,6 +180,7 @@ def _attention_case(
         found = out.view(rows, tokens, heads, dim)[:1].float()
         return relative_error(found, expected.transpose(1, 2))
 
+    peer = flashinfer_attention(q, cache, batch["block_tables"], tokens, context)
     seen = int(tree_mask(tokens, context, parents).sum()) * rows
     attend = functional.scaled_dot_product_attention
     return Case(
@@ -192,6 +194,7 @@ def _attention_case(
         4 * seen * hidden,
         error,
         f"{heads}/{kv_heads} heads" + " tree" * (parents is not None),
+        {} if peer is None or parents is not None else {"flashinfer": peer},
     )
 
 

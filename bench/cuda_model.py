@@ -1,29 +1,44 @@
-"""Plain decoding and reviews of a LLaMA-2-7B shape with random weights, on the GPU.
+"""Plain decoding, reviews and cascade cycles of a LLaMA-2-7B shape with random weights, on the GPU.
 
     python -m bench.cuda_model --json FILE
 
 Times of whole reviews, host work included, beside reading the weights once at the bandwidth of a
-device-to-device copy.
+device-to-device copy, beside transformers where it is installed, and the share of a cycle (drafts,
+review, acceptance, what the host does) that is not the model's pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
+from bench.bars import MODEL_BARS, judge, show_bars
+from bench.cuda_peers import transformers_decode
 from bench.devices import CEILING, CudaDevice
 from bench.measure import quantiles, write_json
 from bench.shapes import SHAPES
 from cascade_engine.errors import RequestError
-from cascade_engine.levels import NeuralLevel, ReviewItem, TokenRows
+from cascade_engine.levels import (
+    NeuralLevel,
+    Proposal,
+    ReviewItem,
+    Speculated,
+    Speculation,
+    StatisticalLevel,
+    TokenRows,
+)
 from cascade_engine.models.config import LlamaConfig, RopeConfig, inv_freq
 from cascade_engine.models.llama import LlamaLayer, LlamaWeights
 from cascade_engine.ops import CudaBackend, LinearWeight, Sampler
 
 VOCABULARY, CONTEXT, LENGTH = 32000, 2048, 512
+PERIOD = 7
+"""Of the text that cycles draft for: every draft is as long as was asked for."""
 
 
 def random_weights(
@@ -103,7 +118,7 @@ def measure_model(
             level.review([ReviewItem(0, length, length + drafted, greedy)], 1.0)
             samples.append((time.perf_counter() - begin) * 1e6)
             level.truncate(0, length - 1)
-    results = []
+    results: list[dict[str, Any]] = []
     warm = repeats // 10
     decode = quantiles(times[0][warm:])
     for drafted, samples in times.items():
@@ -123,7 +138,56 @@ def measure_model(
                 "of_floor": share,
             }
         )
+    return [*results, *measure_cycles(level, greedy, repeats)]
+
+
+def measure_cycles(level: NeuralLevel, greedy: Sampler, repeats: int) -> list[dict[str, Any]]:
+    """Microseconds of drafting for one row and reviewing that as one action, with what the level
+    does on the host, and of the pass in it, launched and waited for alone."""
+    statistical = StatisticalLevel(level._backend, level.rows)
+    speculation = Speculation.of(level, statistical)
+    assert speculation is not None
+    run, program = level._backend.launcher, level._program
+    periodic = [1 + i % PERIOD for i in range(LENGTH)]
+    level.rows.write(0, periodic)
+    level.truncate(0, 0)
+    level.prefill(0, LENGTH - 1)
+    results = []
+    for name, trees, count in (("chain", False, 10), ("tree", True, 16)):
+        cycles, passes, work = [], [], None
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            asked = [Speculated(Proposal(0, LENGTH, count), count, greedy)]
+            [(item, _)] = speculation.review(asked, trees, 1)
+            level.truncate(0, LENGTH - 1)
+            cycles.append((time.perf_counter() - begin) * 1e6)
+            work = work or run.capture(partial(program.launch, *program.launched()))
+            begin = time.perf_counter()
+            work()
+            run.wait()
+            passes.append((time.perf_counter() - begin) * 1e6)
+        warm = repeats // 10
+        outside = 1 - quantiles(passes[warm:])["median"] / quantiles(cycles[warm:])["median"]
+        print(f"cycle with a {name} of {item.drafted}: {outside:.1%} outside the pass", flush=True)
+        us = quantiles(cycles[warm:])
+        results.append({"op": "cycle", "case": name, "us": us, "outside_pass": outside})
     return results
+
+
+def figures(results: list[dict[str, Any]], theirs: list[float] | None) -> dict[str, Any]:
+    """What the bars are about."""
+    plain, sixteen, chain, tree = results
+    found = {
+        "of_floor": plain["of_floor"],
+        "review_over_decode": sixteen["vs_decode"],
+        "outside_pass": chain["outside_pass"],
+        "outside_pass_tree": tree["outside_pass"],
+    }
+    if theirs is not None:
+        us = quantiles([seconds * 1e6 for seconds in theirs[len(theirs) // 5 :]])
+        found["transformers_us"] = us
+        found["transformers_over_ours"] = us["median"] / plain["us"]["median"]
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -137,7 +201,14 @@ def main(argv: list[str] | None = None) -> None:
     bandwidth = device.ceiling_bytes / quantiles(device.times({}, 30)[CEILING])["median"]
     print(f"{device.title}: copies at {bandwidth / 1e9:.0f} GB/s")
     results = measure_model(bandwidth)
-    write_json(args.json, {"machine": device.facts, "results": results})
+    gc.collect()
+    torch.cuda.empty_cache()
+    theirs = transformers_decode(SHAPES["7b"], VOCABULARY, CONTEXT, LENGTH, 60)
+    found = figures(results, theirs)
+    bars = judge(MODEL_BARS, found, "7b", "bf16")
+    show_bars(bars)
+    report = {"machine": device.facts, "results": results, "figures": found, "bars": bars}
+    write_json(args.json, report)
 
 
 if __name__ == "__main__":

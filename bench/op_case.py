@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,6 +30,8 @@ class Case:
     flops: int
     error: Callable[[], float]
     detail: str = ""
+    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+    """Others beside torch, where they are installed."""
 
     @property
     def name(self) -> str:

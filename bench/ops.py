@@ -70,6 +70,8 @@ def measure(case: Case, device: Device, rounds: int, baseline: str) -> dict[str,
     runs: dict[str, Callable[[], object]] = {"ours": case.ours}
     if baseline == "torch" and case.torch is not None:
         runs["torch"] = case.torch
+    if baseline != "none":
+        runs |= case.peers
     with torch.inference_mode():
         times = device.times(runs, rounds)
         error = case.error()
@@ -88,6 +90,8 @@ def measure(case: Case, device: Device, rounds: int, baseline: str) -> dict[str,
     if "torch" in times:
         result["torch_milliseconds"] = {q: t * 1e3 for q, t in quantiles(times["torch"]).items()}
         result["torch_over_ours"] = paired_ratio(times["torch"], times["ours"])
+    for peer in case.peers.keys() & times.keys():
+        result[f"{peer}_over_ours"] = paired_ratio(times[peer], times["ours"])
     if case.read_bytes:
         rate = [case.read_bytes / t for t in times["ours"]]
         ceilings = [device.ceiling_bytes / t for t in times[CEILING]]
@@ -119,7 +123,12 @@ def show(result: Mapping[str, Any], dtype: str) -> None:
         line += f"{torch_ms:8.4f} {result['torch_over_ours']['median']:10.2f}"
     else:
         line += f"{'-':>8s} {'-':>10s}"
-    print(line, result["detail"], flush=True)
+    peers = [key for key in result if key.endswith("_over_ours") and key != "torch_over_ours"]
+    notes = [f"{key.replace('_', ' ')} {result[key]['median']:.2f}" for key in peers]
+    print(line, result["detail"], *notes, flush=True)
+
+
+FIGURES = ("fraction_of_ceiling", "torch_over_ours", "flashinfer_over_ours", "milliseconds")
 
 
 def verdicts(
@@ -130,7 +139,7 @@ def verdicts(
     for dtype in dict.fromkeys(result["dtype"] for result in results):
         figures = {
             key: {r["name"]: r[key] for r in results if r["dtype"] == dtype and key in r}
-            for key in ("fraction_of_ceiling", "torch_over_ours", "milliseconds")
+            for key in FIGURES
         }
         for verdict in judge(bars, figures, shape, dtype):
             found.append(verdict | {"dtype": dtype, "name": f"{dtype} {verdict['name']}"})

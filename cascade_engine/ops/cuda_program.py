@@ -177,6 +177,11 @@ class CudaProgram:
         self._counts, self._logits = [], []
         self._launch(shape)
 
+    def launched(self) -> tuple[Shape, dict[str, Any], torch.Tensor]:
+        """The arguments of the last `launch`, for measuring it alone."""
+        assert self.wanted is not None
+        return self.shape, self.batch, self.wanted
+
     def data(self, buffer: int) -> int:
         """Address of a buffer's memory, `[rows bucket, logits or width bucket, stride]`."""
         memory = self.buffers[buffer].memory

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cuda_model, devices, ops
+from bench import bars, cuda_model, cuda_peers, devices, ops
 from bench.devices import CudaDevice
 from cascade_engine.ops import CudaBackend
 from cascade_engine.ops.launch import Launcher
+from tests.cuda.support import RecordingLauncher
 
 
 @pytest.fixture
@@ -146,12 +147,72 @@ class FlushedArray:
         self._log.append("flush")
 
 
-def test_the_model_runs(emulated: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_runs(run: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"VOCABULARY": 64, "CONTEXT": 96, "LENGTH": 18}.items():
         monkeypatch.setattr(cuda_model, name, value)
     shape = {"hidden_size": 16, "intermediate_size": 24}
     shape |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    backend = CudaBackend(threads=1, launcher=emulated)
-    plain, sixteen = cuda_model.measure_model(1e9, backend, shape, repeats=2)
-    assert plain["vs_decode"] == 1.0
-    assert sixteen["us"]["median"] > 0
+    graphs = run if run.captures else RecordingLauncher(run)
+    backend = CudaBackend(threads=1, launcher=graphs)
+    results = cuda_model.measure_model(1e9, backend, shape, repeats=3)
+    found = cuda_model.figures(results, [2.0, 1.0])
+    assert results[0]["vs_decode"] == 1.0
+    assert {path for bar in bars.MODEL_BARS for path in bar.path} <= found.keys()
+    assert found["transformers_over_ours"] > 0
+    assert 0 < found["outside_pass"] < 1
+
+
+def test_transformers_decodes_with_a_static_cache() -> None:
+    pytest.importorskip("transformers")
+    shape = {"hidden_size": 16, "intermediate_size": 24}
+    shape |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    seconds = cuda_peers.transformers_decode(shape, 64, 32, 9, 2, device="cpu", compiled=False)
+    assert seconds is not None
+    assert len(seconds) == 2
+
+
+def test_flashinfer_gets_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake on a fake device: what is planned covers all rows, pages and tokens."""
+    planned: list[Any] = []
+
+    class Wrapper:
+        def __init__(self, workspace: torch.Tensor, layout: str) -> None:
+            assert layout == "HND"
+
+        def plan(self, *args: Any, **options: Any) -> None:
+            planned.extend([*args, options])
+
+        def run(self, q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor]) -> str:
+            assert cache[0].shape == (6, 2, 16, 8)
+            return "ran"
+
+    fake = SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=Wrapper)
+    monkeypatch.setattr(cuda_peers, "optional", lambda name: fake)
+    q, cache = torch.zeros(6, 4, 8), torch.zeros(2, 6, 2, 16, 8)
+    assert cuda_peers.flashinfer_attention(q, cache, torch.zeros(2, 3), 3, 40) is None
+    device = SimpleNamespace(device=torch.device("cpu"), shape=q.shape, dtype=q.dtype)
+    device.device = type("D", (), {"type": "cuda"})()
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    arange, full = torch.arange, torch.full
+    monkeypatch.setattr(torch, "arange", lambda n, **_: arange(n, dtype=torch.int32))
+    monkeypatch.setattr(torch, "full", lambda *a, **k: Movable(full(*a, **k)))
+    tables = torch.arange(6).view(2, 3)
+    work = cuda_peers.flashinfer_attention(device, cache, tables, 3, 40)  # type: ignore[arg-type]
+    assert work is not None
+    assert work() == "ran"
+    assert planned[0].tolist() == [0, 3, 6]
+    assert planned[1].tolist() == [0, 3, 6]
+    assert planned[2].tolist() == list(range(6))
+    assert planned[3].tolist() == [8, 8]
+    assert planned[4:8] == [4, 2, 8, 16]
+    assert planned[8]["causal"]
+
+
+class Movable:
+    """A tensor that says it went to another device."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def to(self, _: object) -> torch.Tensor:
+        return self._tensor
