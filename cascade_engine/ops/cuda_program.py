@@ -259,15 +259,16 @@ class CudaProgram:
             fed.append(self.host_tokens[row, start : start + before])
             fed.append(torch.tensor(list(nodes), dtype=torch.int32))
         device = self.launcher.device
-        self.tokens.view(-1).index_copy_(0, torch.cat(places).to(device), torch.cat(fed).to(device))
+        send = self.launcher.send
+        self.tokens.view(-1).index_copy_(0, send(torch.cat(places)), send(torch.cat(fed)))
         slots = torch.tensor(list(rows))
-        self.tables.index_copy_(0, slots.to(device), self.host_tables[slots].to(device))
+        self.tables.index_copy_(0, send(slots), send(self.host_tables[slots]))
         inputs = self._inputs.setdefault(shape, {})
         if not inputs:
             inputs["ints"] = torch.empty_like(ints, device=device)
             inputs["words"] = torch.empty_like(words, device=device)
-        inputs["ints"].copy_(ints, non_blocking=True)
-        inputs["words"].copy_(words, non_blocking=True)
+        inputs["ints"].copy_(send(ints))
+        inputs["words"].copy_(send(words))
         slots_, starts_, counts_, bases, self.wanted, self.sources = inputs["ints"]
         self.batch = {
             "rows": shape.rows,
@@ -285,7 +286,7 @@ class CudaProgram:
 
     def upload_row(self, row: int, tokens: torch.Tensor) -> None:
         """The leading tokens of a row, for penalties; forks share what was never fed here."""
-        self.tokens[row, : len(tokens)] = tokens.to(self.launcher.device)
+        self.tokens[row, : len(tokens)] = self.launcher.send(tokens)
 
     def _reserve(self, shape: Shape) -> None:
         """Grows what is too small; graphs that point to the old memory are dropped."""

@@ -155,8 +155,7 @@ class CudaReview:
         """One copy of everything that was decided, and what follows from it on the host."""
         parts = [out.view(-1), paths.view(-1)]
         if draft_probs is not None:
-            device = self._run.device
-            looked = draft_probs[window[0].to(device), window[1].to(device)]
+            looked = draft_probs[self._run.send(window[0]), self._run.send(window[1])]
             parts.append(looked.view(torch.int32).view(-1))
         decided = torch.cat(parts).cpu()
         num_accepted, own, _, _ = decided[: out.numel()].view(out.shape).tolist()
@@ -225,7 +224,7 @@ class CudaReview:
             count = lengths[i] - frontiers[i] + 1
             if address:
                 masks[i, :count] = host_ints(address, count * words).view(count, words)
-        return masks.to(self._run.device)
+        return self._run.send(masks)
 
     def _draft_probs(
         self, drafted: Sequence[Sequence[float]], window: Window, program: CudaProgram
@@ -236,8 +235,7 @@ class CudaReview:
             host[i, : len(values)] = torch.tensor(values)
         memory = self._zeros("draft_probs", program.tokens.numel(), torch.float32)
         rows = memory[: program.tokens.numel()].view(program.tokens.shape)
-        device = self._run.device
-        rows[window[0].to(device), window[1].to(device)] = host.to(device)
+        rows[self._run.send(window[0]), self._run.send(window[1])] = self._run.send(host)
         return rows
 
     def _zeros(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:

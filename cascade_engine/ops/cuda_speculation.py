@@ -89,7 +89,7 @@ class CudaSpeculation:
         tokens = torch.frombuffer(bytearray(text()) or bytearray(4), dtype=torch.int32)
         learned = self._action.learned
         size = min(len(tokens), len(learned))
-        learned[:size] = tokens[:size].to(self._run.device)
+        learned[:size] = self._run.send(tokens[:size])
         self._learned_size, self._learned_version = size, version
 
     def run(self, asks: Sequence[Ask], trees: bool) -> list[Reviewed]:
@@ -168,7 +168,7 @@ class CudaSpeculation:
         known = min(known, ask.length) if started == ask.started else 0
         if known < ask.length:
             tokens = self._program.host_tokens[ask.row, known : ask.length]
-            self._program.tokens[ask.row, known : ask.length] = tokens.to(self._run.device)
+            self._program.tokens[ask.row, known : ask.length] = self._run.send(tokens)
         self._known[ask.row] = (ask.started, ask.length)
 
     def _prediction(self, ask: Ask) -> torch.Tensor | None:
@@ -177,7 +177,7 @@ class CudaSpeculation:
             return None
         kept = self._predictions.get(ask.row)
         if kept is None or kept[0] is not ask.prediction:
-            text = ask.prediction.to(torch.int32).to(self._run.device)
+            text = self._run.send(ask.prediction.to(torch.int32))
             kept = self._predictions[ask.row] = (ask.prediction, text)
         return kept[1]
 

@@ -43,7 +43,7 @@ class DeviceSamplers:
             self.filters |= _filters(p, vocab)
         ids, values = [i for i, _ in biases] or [0], [v for _, v in biases] or [0.0]
         device = launcher.device
-        self.memory = memory.to(device)
+        self.memory = launcher.send(memory)
         self.bias_ids = torch.tensor(ids, dtype=torch.int32, device=device)
         self.bias_values = torch.tensor(values, dtype=torch.float32, device=device)
         self.stop_ids = torch.tensor(stops or [0], dtype=torch.int32, device=device)

@@ -55,6 +55,13 @@ class Launcher:
         """Host memory that copies to and from the device need not wait for."""
         return torch.zeros(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the device, made in the order of the launches by way of staging memory: the
+        host need not wait for it and may change `tensor` at once."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     def upload(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copies from staging memory in the order of the launches; the source must stay as it is
         until `wait`."""
