@@ -16,7 +16,7 @@ from bench.shapes import DTYPES
 from cascade_engine import AutoCascade, Engine, FixedCascade, PlainDecoding
 from cascade_engine.errors import RequestError
 from cascade_engine.models.family import open_model
-from cascade_engine.policy import Policy
+from cascade_engine.policy import Policy, read_policy
 
 PEERS = {
     "hf": ("transformers",),
@@ -77,6 +77,9 @@ def parse_setting(text: str, models: Models) -> Setting:
         return Setting(text, FixedCascade(matrix))
     if text == "auto":
         return Setting(text, AutoCascade(cache=None))
+    if text.endswith(".json"):
+        names = [path.resolve().name for path in (models.target, *models.drafts)]
+        return Setting(text, read_policy(text, names))
     matrix_text, *options = text.split()
     values: dict[str, float] = {}
     for option in options:

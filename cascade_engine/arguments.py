@@ -141,8 +141,9 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--policy",
-        choices=("auto", "fixed", "plain"),
-        help="fixed (default): --k-matrix; auto: finds its setting while it runs; plain: no drafts",
+        metavar="NAME",
+        help="fixed (default): --k-matrix; auto: finds its setting while it runs; plain: no "
+        "drafts; or a policy file (docs/tuning.md)",
     )
     group.add_argument(
         "--lenience", type=float, metavar="L", help="between drafting levels, >= 1 (default 1)"
@@ -225,9 +226,9 @@ def _check_compare(args: argparse.Namespace) -> None:
         )
 
 
-def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy:
-    """The policy asked for, `default` being the matrix when none is given; raises RequestError for
-    options that exclude each other."""
+def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy | Path:
+    """The policy asked for or its file, `default` being the matrix when none is given; raises
+    RequestError for options that exclude each other."""
     _check_compare(args)
     settings = ("preset", "k_matrix", "lenience", "tree", "siblings")
     fixed = any(getattr(args, name) is not None for name in settings)
@@ -248,6 +249,13 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
         )
     if args.policy == "auto":
         return AutoCascade()
+    if args.policy not in (None, "fixed"):
+        if fixed:
+            raise RequestError(
+                "a policy file sets K, lenience and trees: leave --preset, --k-matrix, --lenience, "
+                "--tree and --siblings out"
+            )
+        return Path(args.policy)
     lenience = 1.0 if args.lenience is None else args.lenience
     tree, siblings = _tree(args.tree), args.siblings or 0
     if args.preset is not None:

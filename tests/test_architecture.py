@@ -42,6 +42,7 @@ LAYERS = {
     "training": 8,
     "demo": 9,
     "distill": 10,
+    "tune": 10,
     "sot": 10,
     "generate": 11,
     "info": 10,

@@ -20,7 +20,15 @@ from cascade_engine.engine.watching import Watcher
 from cascade_engine.errors import CapacityError, RequestError
 from cascade_engine.levels import Drafter
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import Learner, Learning, LevelSet, PlainDecoding, Policy, named
+from cascade_engine.policy import (
+    Learner,
+    Learning,
+    LevelSet,
+    Listener,
+    PlainDecoding,
+    Policy,
+    named,
+)
 from cascade_engine.trace.writer import TraceWriter
 
 
@@ -31,7 +39,11 @@ class Engine:
     """
 
     def __init__(
-        self, loaded: Loaded, policy: Policy | str, reuse_cache: bool, prefill_tokens: int
+        self,
+        loaded: Loaded,
+        policy: Policy | str | PathLike[str],
+        reuse_cache: bool,
+        prefill_tokens: int,
     ) -> None:
         if prefill_tokens < 1:
             raise RequestError(f"prefill_tokens must be >= 1, got {prefill_tokens}")
@@ -40,6 +52,8 @@ class Engine:
         self.tokenizer = loaded.tokenizer
         self.report = loaded.report
         """How each model was loaded, for people to read."""
+        self.eos_ids = loaded.eos_ids
+        """Tokens that end an answer."""
         reuse = reuse_cache and loaded.decoder_start is None  # an encoder looks both ways
         self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse, prefill_tokens)
         self._requests = RequestBuilder(
@@ -55,7 +69,7 @@ class Engine:
         self._own_format: ChatFormat | None = None
         self._undelivered: list[StepOutput] = []
         self._request_numbers = itertools.count()
-        self._levels = LevelSet(
+        self.level_set = LevelSet(
             len(self.neural),
             tuple(level.weights.num_bytes() for level in self.neural),
             "\n".join((*loaded.report.lines, self.statistical.name, *platform.uname())),
@@ -73,7 +87,7 @@ class Engine:
         tables: str | PathLike[str] | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        policy: Policy | str = "fixed",
+        policy: Policy | str | PathLike[str] = "fixed",
         *,
         threads: int | None = None,
         max_rows: int = 16,
@@ -94,7 +108,8 @@ class Engine:
         the CPU "float32", "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each
         output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy`: "fixed"
         (`FixedCascade.default`), "auto" (`AutoCascade()`, which finds its setting while it runs),
-        "plain" or a policy. `threads` None: CASCADE_THREADS, else all physical cores.
+        "plain", a policy or a policy file (docs/tuning.md). `threads` None: CASCADE_THREADS, else
+        all physical cores.
         `max_context` bounds every row (default: the target's own context; a T5 has none, see
         docs/t5.md); `kv_cache_bytes` bounds the caches of all levels together. With `reuse_cache` a
         prompt that begins like an earlier one starts from what is cached. A step feeds at most
@@ -127,11 +142,11 @@ class Engine:
     def policy(self) -> Policy:
         return self._policy
 
-    def set_policy(self, policy: Policy | str) -> None:
+    def set_policy(self, policy: Policy | str | PathLike[str]) -> None:
         """Takes effect with the next step; raises RequestError if it does not fit the levels. What
         a policy has learnt is there again when the same one is set again."""
-        if isinstance(policy, str):
-            policy = named(policy, len(self.neural))
+        if isinstance(policy, (str, PathLike)):
+            policy = named(policy, [level.name for level in self.neural])
         policy.check(len(self.neural))
         if policy == self._policy:
             return
@@ -139,9 +154,14 @@ class Engine:
         learner = None
         if isinstance(policy, Learning):
             if self._learned is None or self._learned[0] != policy:
-                self._learned = policy, policy.start(self._levels)
+                self._learned = policy, policy.start(self.level_set)
             self._running = learner = self._learned[1]
         self._cycle.set_learner(learner)
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """They hear of every pass, review and step; add to them, or remove."""
+        return self._cycle.listeners
 
     @property
     def batching(self) -> Batching:

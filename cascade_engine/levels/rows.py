@@ -72,6 +72,13 @@ class TokenRows:
         first = slot * self.capacity
         return self._memory[first + begin : first + end].tolist()
 
+    def put(self, slot: int, begin: int, token_ids: list[int], probs: list[float]) -> None:
+        """Writes tokens and their `draft_probs` from position `begin` on."""
+        first = slot * self.capacity + begin
+        for i, (token, prob) in enumerate(zip(token_ids, probs, strict=True), first):
+            self._memory[i] = token
+            self._probs[i] = prob
+
     def read_probs(self, slot: int, begin: int, end: int) -> list[float]:
         """`draft_probs` of tokens begin..end-1 of a row."""
         first = slot * self.capacity

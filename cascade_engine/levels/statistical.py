@@ -103,6 +103,10 @@ class StatisticalLevel:
         self.finish = self._drafter.finish
         self.clear_learned = self._drafter.clear_learned
 
+    def over(self, rows: TokenRows) -> StatisticalLevel:
+        """A level with the same table for other rows, which has learnt nothing."""
+        return StatisticalLevel(self._backend, rows, self._table)
+
     @property
     def sources(self) -> DraftSources:
         """What drafts are made from beside the rows."""

@@ -1,6 +1,8 @@
 """Policies: pure functions from a row's state to its next action; no tensors, no torch."""
 
-from cascade_engine.errors import RequestError
+from collections.abc import Sequence
+from os import PathLike
+
 from cascade_engine.policy.automatic import AutoCascade
 from cascade_engine.policy.base import (
     Action,
@@ -13,6 +15,7 @@ from cascade_engine.policy.base import (
     Review,
     RowState,
 )
+from cascade_engine.policy.file import read_policy, write_policy
 from cascade_engine.policy.fixed import FixedCascade
 from cascade_engine.policy.plain import PlainDecoding
 from cascade_engine.policy.published import PUBLISHED, published
@@ -33,15 +36,18 @@ __all__ = [
     "RowState",
     "named",
     "published",
+    "read_policy",
+    "write_policy",
 ]
 
 
-def named(name: str, drafting_levels: int) -> Policy:
-    """The policy of this name for so many drafting levels; raises RequestError for other names."""
+def named(name: str | PathLike[str], levels: Sequence[str]) -> Policy:
+    """The policy of this name, or in this file, for levels (the neural ones) of these names; raises
+    RequestError for other names and for files that are none or for other levels."""
     if name == "auto":
         return AutoCascade()
     if name == "fixed":
-        return FixedCascade.default(drafting_levels)
+        return FixedCascade.default(len(levels))
     if name == "plain":
         return PlainDecoding()
-    raise RequestError(f"policy must be 'auto', 'fixed', 'plain' or a policy, got {name!r}")
+    return read_policy(name, levels)

@@ -13,6 +13,7 @@ from bench import e2e, e2e_cases, generation
 from bench.generation import Answers, Tally, Transformers, ratio, run_groups, until_stop
 from cascade_engine import FixedCascade
 from cascade_engine.errors import RequestError
+from cascade_engine.policy import write_policy
 from tests.bench.conftest import assert_sane
 
 RANDOM = ["--random-prompts", "--questions", "4", "--max-new-tokens", "12", "--seconds", "0"]
@@ -95,6 +96,16 @@ def test_what_is_no_setting_is_named(text: str, message: str) -> None:
     models = e2e_cases.Models(Path(), (Path(),), None, None, "f32", 1, 1, 8, ())
     with pytest.raises(RequestError, match=message):
         e2e_cases.parse_setting(text, models)
+
+
+def test_a_setting_may_be_a_policy_file(tmp_path: Path) -> None:
+    policy = FixedCascade([[3, 0], [0, 4]], 2.0)
+    write_policy(tmp_path / "found.json", policy, ["large", "small"], {})
+    models = e2e_cases.Models(Path("large"), (Path("small"),), None, None, "f32", 1, 1, 8, ())
+    name = str(tmp_path / "found.json")
+    assert e2e_cases.parse_setting(name, models) == (name, policy)
+    with pytest.raises(RequestError, match="is for the models"):
+        e2e_cases.parse_setting(name, models._replace(target=Path("other")))
 
 
 @pytest.mark.usefixtures("settled")

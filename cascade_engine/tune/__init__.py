@@ -1,0 +1,1 @@
+"""Settings found for a task: `python -m cascade_engine.tune`."""
