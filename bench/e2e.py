@@ -33,6 +33,7 @@ from bench.shapes import DTYPES
 from cascade_engine.demo.corpus import sample_prompts
 from cascade_engine.demo.family import llama_family
 from cascade_engine.errors import CascadeError
+from cascade_engine.models.config import LlamaConfig
 from cascade_engine.models.family import open_model
 from cascade_engine.ops.cpu import default_threads
 from cascade_engine.prompt_files import read_prompts
@@ -54,7 +55,10 @@ def models_of(args: argparse.Namespace) -> Models:
     else:
         target, drafts, table = Path(args.target), tuple(map(Path, args.draft)), args.table
         matrix = None
-    stops = () if args.random_prompts else open_model(target)[0].eos_ids
+    config = open_model(target)[0]
+    if not isinstance(config, LlamaConfig):
+        raise CascadeError(f"{target} is no LLaMA model: bench.t5 is for encoder-decoders")
+    stops = () if args.random_prompts else config.eos_ids
     return Models(
         target, drafts, table, matrix, args.dtype, threads, rows, args.max_new_tokens, stops
     )
@@ -66,7 +70,8 @@ def prompts_of(models: Models, args: argparse.Namespace) -> Prompts:
     if args.random_prompts:
         vocab = open_model(models.target)[0].vocab_size
         rng = random.Random(0)
-        lengths = [rng.randint(*RANDOM_PROMPT_TOKENS) for _ in range(args.questions)]
+        count = max(args.questions, models.rows)
+        lengths = [rng.randint(*RANDOM_PROMPT_TOKENS) for _ in range(count)]
         return [[rng.randrange(3, vocab) for _ in range(length)] for length in lengths]
     tokenizer = Tokenizer.load(models.target)
     if tokenizer is None:

@@ -23,6 +23,8 @@ from cascade_engine.console import say
 from cascade_engine.demo.family import llama_family
 from cascade_engine.engine import Engine
 from cascade_engine.errors import CascadeError, RequestError
+from cascade_engine.models.config import LlamaConfig
+from cascade_engine.models.family import open_model
 from cascade_engine.prompt_files import read_prompts
 from cascade_engine.tune.report import require_pyplot
 from cascade_engine.tune.run import Options, tune
@@ -112,6 +114,8 @@ def _load(args: argparse.Namespace) -> Engine:
         middle = family.target.parent / "llama-middle"
         target, drafts, table = family.target, [middle, *family.drafts], table or family.table
         args.draft = drafts
+    if not isinstance(open_model(target)[0], LlamaConfig):
+        raise RequestError(f"{target} is no LLaMA model: settings are tuned for those")
     return Engine.load(
         target, drafts, table, dtype=args.dtype, threads=args.threads, max_rows=args.rows,
         reuse_cache=False,

@@ -12,6 +12,7 @@ import torch
 from bench import e2e, e2e_cases, generation
 from bench.generation import Answers, Tally, Transformers, ratio, run_groups, until_stop
 from cascade_engine import FixedCascade
+from cascade_engine.demo.family import t5_family
 from cascade_engine.errors import RequestError
 from cascade_engine.policy import write_policy
 from tests.bench.conftest import assert_sane
@@ -209,6 +210,12 @@ def test_wrong_arguments_are_named(
     with pytest.raises(SystemExit):
         e2e.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    target = str(t5_family().target)
+    with pytest.raises(SystemExit, match=r"bench\.e2e: .*t5-target is no LLaMA model: bench\.t5"):
+        e2e.main(["--target", target, "--random-prompts"])
 
 
 def test_the_json_names_bars_that_were_not_measured() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cascade_engine import Engine
 from cascade_engine.demo.corpus import sample_prompts
-from cascade_engine.demo.family import llama_family
+from cascade_engine.demo.family import llama_family, t5_family
 from cascade_engine.errors import RequestError
 from cascade_engine.generate import main as generate
 from cascade_engine.policy import (
@@ -122,6 +122,7 @@ def test_probes_reach_all_levels() -> None:
     ("arguments", "message"),
     [
         (["--draft", "x"], "--draft needs --target"),
+        (["--target", str(t5_family().target)], "t5-target is no LLaMA model"),
         (["--max-new-tokens", "1020"], "do not fit a context of 1024"),
         (["--prompts", "other/some.questions.txt"], "two files have the same name"),
     ],
