@@ -19,7 +19,8 @@ const levelClass = (level) =>
   level === 0 ? "target" : level === last ? "table" : `draft${1 + ((level - 1) % 5)}`;
 
 const piece = (token) => data.pieces[token] ?? `#${token}`;
-const visible = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
+const visible = (text) =>
+  (/^ +$/.test(text) ? text.replace(/ /g, "␣") : text).replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 const parentsOf = (action) => action.parents ?? action.tokens.map((_, node) => node - 1);
 
 function depthsOf(action) {

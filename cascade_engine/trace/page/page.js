@@ -5,7 +5,7 @@ function showHead() {
   const roles = (level) =>
     level === 0 ? "target, its own tokens" : level === last ? "statistical, drafts without a model" : "draft model";
   data.levels.forEach((name, level) => {
-    byId("legend").append(make("li", {}, chip(level), ` ${roles(level)}`));
+    byId("legend").append(make("li", {}, chip(level), ` level ${level}: ${roles(level)}`));
   });
   byId("legend").append(make("li", {}, make("del", {}, "struck through"), " drafted and rejected"));
   byId("truncated").hidden = !data.truncated;

@@ -179,7 +179,7 @@ function treeOf(action) {
     return list;
   };
   const top = branches(ROOT);
-  if (end === ROOT) top.append(make("li", {}, own()));
+  if (end === ROOT) top.prepend(make("li", {}, own()));
   return top;
 }
 
