@@ -28,11 +28,19 @@ def chromium() -> Iterator[Any]:
     browser, driver = find_browser()
     options = selenium.ChromeOptions()
     options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
-        options.add_argument(argument)
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "window-size=1300,1000",
+    ):
+        options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = selenium.ChromeService(driver)
-    opened = selenium.Chrome(options=options, service=service)
+    try:
+        opened = selenium.Chrome(options=options, service=service)
+    except pytest.importorskip("selenium.common.exceptions").WebDriverException as error:
+        pytest.skip(f"{browser} does not start here: {error.msg}")
     try:
         yield opened
     finally:
