@@ -28,6 +28,7 @@ TABLES: dict[str, Callable[[tables.Results], str]] = {
     "sample": tables.sample,
     "swi": tables.swi,
     "replayed": tables.replayed,
+    "ablations": tables.ablations,
 }
 
 

@@ -56,6 +56,7 @@ JOBS: Sequence[Job] = (
     Job("t5-demo-bf16", "bench.t5", "--dtype bf16", "--questions 16"),
     Job("t5-demo-f32", "bench.t5", "--dtype f32"),
     Job("swi", "bench.swi", "", "--turns 100"),
+    Job("ablations", "bench.ablations", "--plot docs/ablations.svg", ""),
     Job(
         "replay-spec-bench-cold", "bench.replay", REPLAY, "",
         SPEC_BENCH,

@@ -24,7 +24,7 @@ from bench.questions import OWN, PUBLIC, data_folder, questions
 from bench.replay import Turn, read_turns, replay
 from bench.swi_papers import COMPARABLE, PAPER, previous_work_costs, size_costs, swi
 from cascade_engine import AutoCascade, FixedCascade, PlainDecoding
-from cascade_engine.demo.family import llama_family, t5_family
+from cascade_engine.demo import family as demo
 from cascade_engine.engine.loading import LoadOptions
 from cascade_engine.errors import CascadeError
 from cascade_engine.ops.cpu import default_threads
@@ -38,6 +38,13 @@ DRAFTERS = ("max-gram", "max-gram+bigram", "chain:10", "tree:32", "tree:64")
 TRANSCRIPTS = ("spec_bench_vicuna7b_dev.jsonl", "alpaca_llama2_7b_chat_dev.jsonl")
 SHARES = {"spec_bench_vicuna7b_dev.jsonl": {"GSM8K": "math_reasoning"}}
 """Parts of transcripts that are one of the papers' data sets: name and category."""
+
+
+def embedded(name: str) -> tuple[Path, tuple[Path, ...], Path | None]:
+    """An embedded target, all drafts that there are for it, and its table."""
+    found = demo.family(name)
+    drafts = {"llama": ("llama-middle", "llama-small"), "t5": ("t5-draft",)}[name]
+    return found.target, tuple(found.target.parent / draft for draft in drafts), found.table
 
 
 def modes(full: FixedCascade, names: Sequence[str], k: int) -> list[Setting]:
@@ -230,18 +237,12 @@ def families(args: argparse.Namespace) -> list[dict[str, Any]]:
             matrix = args.k_matrix or MATRICES.get(len(args.draft), MATRICES[2])
             full = FixedCascade.parse(matrix, args.lenience)
         return [measure_family(models, full, args.data or PUBLIC, args)]
-    llama, t5 = llama_family(), t5_family()
-    drafts = [llama.target.parent / name for name in ("llama-middle", "llama-small")]
-    pairs = ((llama.target, drafts, llama.table), (t5.target, t5.drafts, t5.table))
-    return [
-        measure_family(
-            Models(target, tuple(drafts), table, options),
-            FixedCascade.parse(MATRICES[len(drafts)]),
-            OWN,
-            args,
-        )
-        for target, drafts, table in pairs
-    ]
+    found = []
+    for name in ("llama", "t5"):
+        target, drafts, table = embedded(name)
+        full = FixedCascade.parse(MATRICES[len(drafts)])
+        found.append(measure_family(Models(target, drafts, table, options), full, OWN, args))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

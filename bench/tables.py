@@ -184,3 +184,17 @@ def replayed(results: Results) -> str:
         rows.append([name, *cells])
     heads = [f"{REPLAYED[name]}, {report['turns']} turns" for name, report in reports.items()]
     return table(["", *heads], rows)
+
+
+def ablations(results: Results) -> str:
+    """By setting: SWI by model size, the clock's factor, tokens for each pass of the target."""
+    if "ablations" not in results:
+        return MISSING
+    rows = []
+    for group, settings in results["ablations"]["groups"].items():
+        rows.append([f"**{group}**", "", "", ""])
+        for name, found in settings.items():
+            swi, clock = found["swi"]["model size"], found["times_plain"]
+            per_pass = found["tokens_per_target_call"]
+            rows.append([name, f"{swi:.2f}", f"{clock:.2f}", f"{per_pass:.2f}"])
+    return table(("setting", "SWI by model size", "x plain", "tokens per target pass"), rows)
