@@ -142,7 +142,7 @@ def _bars(axes: Any, title: str, settings: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _lines(

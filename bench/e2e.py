@@ -3,6 +3,7 @@
     python -m bench.e2e --peers hf,hf-assisted,llamacpp --rows 1,4,16 --json FILE
     python -m bench.e2e --target DIR --draft DIR --prompts FILE --setting "6,0;0,8 tree=16"
     python -m bench.e2e --random-prompts --peers none
+    python -m bench.e2e --replay 110m --rows 1,4
 
 For each number of rows every case answers every group of so many prompts in turn (greedy, up to
 --max-new-tokens), round after round; ratios are of tokens per second. Defaults: the embedded LLaMA
@@ -13,6 +14,9 @@ Peers' need not be in bfloat16, where another order of sums ends in another toke
 --setting names one of ours: fixed (the default matrix), auto (the automatic policy), a policy file,
 or a matrix, with options behind it such as "6,0;0,8 tree=16 siblings=2 lenience=2". --grid adds
 twelve fixed ones. Plain decoding always takes part.
+
+--replay SHAPE: passes of a target of that shape with random weights, decisions from Vicuna-7B's
+recorded answers (bench.replay_level); figures of it are labelled "replayed".
 """
 
 from __future__ import annotations
@@ -27,11 +31,13 @@ from typing import Any
 
 from bench.bars import E2E_BARS, E2E_RANDOM_BARS, judge, show_bars
 from bench.e2e_cases import PEERS, Models, Setting, open_ours, open_peers, settings_of
-from bench.generation import Prompts, figures, ratio, run_groups, same_answers
+from bench.generation import Ours, Prompts, figures, ratio, run_groups, same_answers
 from bench.measure import machine_facts, write_json
-from bench.shapes import DTYPES
+from bench.replay_level import LABEL, Replayed, recorded
+from bench.shapes import DTYPES, SHAPES
 from cascade_engine.demo.corpus import sample_prompts
 from cascade_engine.demo.family import llama_family
+from cascade_engine.engine.results import Batching
 from cascade_engine.errors import CascadeError
 from cascade_engine.models.config import LlamaConfig
 from cascade_engine.models.family import open_model
@@ -41,6 +47,8 @@ from cascade_engine.tokenizer import Tokenizer
 
 EMBEDDED = "embedded"
 RANDOM_PROMPT_TOKENS = (8, 64)
+REPLAY_PROMPT = 1024
+"""Tokens of a recorded prompt and of what its answer has beyond --max-new-tokens, at most."""
 
 
 def models_of(args: argparse.Namespace) -> Models:
@@ -141,6 +149,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def run_replayed(args: argparse.Namespace) -> dict[str, Any]:
+    """The report of our settings on recorded answers, without draft models and peers. Raises
+    CascadeError where there are no answers."""
+    threads, rows = args.threads or default_threads(), max(args.rows)
+    context = REPLAY_PROMPT + args.max_new_tokens
+    name = f"{args.replay} shape, {LABEL}"
+    limit = args.max_new_tokens
+    models = Models(Path(name), (), None, None, args.dtype, threads, rows, limit, ())
+    settings = settings_of(args.setting, args.grid, models)
+    source, tokenizer, turns = recorded(None, None, max(args.questions, rows), context)
+    dtype = str(DTYPES[args.dtype]).removeprefix("torch.")
+    replayed = Replayed(args.replay, dtype, tokenizer, threads, context, rows)
+    replayed.target.decisions.turns = turns
+    replayed.engine.set_batching(Batching(reuse_cache=False))
+    ours = {each.name: Ours(replayed.engine, each.policy, limit) for each in settings}
+    prompts = [turns[i % len(turns)].prompt for i in range(max(len(turns), rows))]
+    report: dict[str, Any] = {
+        "machine": machine_facts(threads),
+        "label": LABEL,
+        "model": [name],
+        "dtype": f"{dtype}, {LABEL}",
+        "prompts": source,
+        "questions": len(prompts),
+        "max_new_tokens": limit,
+        "settings": {setting.name: repr(setting.policy) for setting in settings},
+        "rows": {},
+        "peers": {},
+        "skipped": {},
+        "bars": [],
+    }
+    for count in args.rows:
+        report["rows"][str(count)] = measure_rows(count, ours, {}, prompts, args.seconds)
+        show_rows(report, count)
+    return report
+
+
 def show_rows(report: dict[str, Any], rows: int) -> None:
     """The table of one number of rows, for people."""
     found = report["rows"][str(rows)]
@@ -192,6 +236,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", metavar="FILE", help="n-gram table, or none")
     parser.add_argument("--prompts", metavar="FILE", help="one a line, or .jsonl")
     parser.add_argument("--random-prompts", action="store_true", help="of random tokens; no stop")
+    parser.add_argument("--replay", choices=SHAPES, metavar="SHAPE", help=", ".join(SHAPES))
     parser.add_argument("--questions", type=int, default=32, metavar="N")
     parser.add_argument("--peers", type=peer_names, default=(), metavar="NAMES")
     parser.add_argument("--rows", type=row_counts, default=[1, 4, 16], metavar="1,4,16")
@@ -211,6 +256,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--target needs --prompts FILE or --random-prompts")
     if args.draft and not args.target:
         parser.error("--draft needs --target: the embedded models have their own")
+    if args.replay and (args.target or args.prompts or args.random_prompts or args.peers):
+        parser.error("--replay is of recorded answers: leave target, prompts and peers out")
     if args.random_prompts and args.prompts:
         parser.error("--random-prompts makes prompts of its own: leave --prompts out")
     return args
@@ -219,7 +266,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     try:
-        report = run(args)
+        report = run_replayed(args) if args.replay else run(args)
     except (CascadeError, OSError) as error:
         raise SystemExit(f"bench.e2e: {error}") from error
     show_bars(report["bars"])

@@ -35,6 +35,7 @@ from cascade_engine import (
     SamplingParams,
 )
 from cascade_engine.engine.loading import DTYPES, Loaded, LoadReport
+from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
 from cascade_engine.models.family import load_weights
 from cascade_engine.models.llama import LlamaWeights
@@ -114,24 +115,30 @@ class ReplayLevel(NeuralLevel):
 
 
 class Replayed:
-    """An engine over a target of a named shape, one row at a time."""
+    """An engine over a target of a named shape, for up to `rows` rows of `context` tokens."""
 
     def __init__(
-        self, shape: str, dtype: str, tokenizer: Tokenizer, threads: int, context: int
+        self,
+        shape: str,
+        dtype: str,
+        tokenizer: Tokenizer,
+        threads: int,
+        context: int,
+        rows: int = 1,
     ) -> None:
-        backend, rows = CpuBackend(threads), TokenRows(1, context)
+        backend, memory = CpuBackend(threads), TokenRows(rows, context)
         with tempfile.TemporaryDirectory() as scratch:
             config = write_config(shape, "bf16", Path(scratch))
         weights = load_weights(RandomWeights(config), config, backend, DTYPES[dtype])
         assert isinstance(weights, LlamaWeights)
-        sizes = context, context, config.vocab_size
-        self.target = ReplayLevel(f"{shape} {dtype}, {LABEL}", weights, backend, rows, *sizes)
+        sizes = context, context * rows, config.vocab_size
+        self.target = ReplayLevel(f"{shape} {dtype}, {LABEL}", weights, backend, memory, *sizes)
         table = prebuilt_for(tokenizer, config.vocab_size)
         ngrams = load_table(table, tokenizer, config.vocab_size) if table else None
         loaded = Loaded(
             [self.target],
-            StatisticalLevel(backend, rows, ngrams),
-            rows,
+            StatisticalLevel(backend, memory, ngrams),
+            memory,
             tokenizer,
             config.eos_ids,
             LoadReport((), weights.num_bytes(), 0),
@@ -184,6 +191,24 @@ def spread(turns: Sequence[Turn], count: int | None, context: int) -> list[Turn]
     return fitting[::step][:count]
 
 
+def recorded(
+    transcripts: Path | None, tokenizer: Path | None, count: int | None, context: int
+) -> tuple[str, Tokenizer, list[Turn]]:
+    """A file of recorded answers, its tokenizer, and turns of it; None: Spec-Bench, LLaMA's, all.
+    Raises RequestError, with the way out, where there are none."""
+    source = transcripts or data_folder() / "transcripts" / TRANSCRIPTS
+    found = Tokenizer.load(tokenizer or data_folder() / "tokenizers" / "llama")
+    if found is None or not source.exists():
+        raise RequestError(
+            f"no transcripts at {source}, or no tokenizer for them: give --transcripts and "
+            "--tokenizer, or set CASCADE_DATA"
+        )
+    turns = spread(read_turns(source, found), count, context)
+    if not turns:
+        raise RequestError(f"no turn of {source.name} fits a context of {context}: raise it")
+    return source.name, found, turns
+
+
 def show(report: dict[str, Any]) -> None:
     """The table for people."""
     print(
@@ -219,16 +244,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be >= 1, got {value}")
     threads = args.threads or default_threads()
-    source = args.transcripts or data_folder() / "transcripts" / TRANSCRIPTS
-    tokenizer = Tokenizer.load(args.tokenizer or data_folder() / "tokenizers" / "llama")
-    if tokenizer is None or not source.exists():
-        parser.error(
-            f"no transcripts at {source}, or no tokenizer: give --transcripts and --tokenizer, or "
-            "set CASCADE_DATA"
+    try:
+        source, tokenizer, turns = recorded(
+            args.transcripts, args.tokenizer, args.turns, args.context
         )
-    turns = spread(read_turns(source, tokenizer), args.turns, args.context)
-    if not turns:
-        parser.error(f"no turn of {source.name} fits --context {args.context}: raise it")
+    except CascadeError as error:
+        raise SystemExit(f"bench.replay_level: {error}") from error
     dtype = DTYPE_NAMES[args.dtype]
     replayed = Replayed(args.shape, dtype, tokenizer, threads, args.context)
     report = {
@@ -236,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "label": LABEL,
         "shape": args.shape,
         "dtype": dtype,
-        "transcripts": source.name,
+        "transcripts": source,
         "turns": len(turns),
         "weight_bytes": replayed.engine.report.weight_bytes,
         "policies": measure(replayed, turns, args.max_new_tokens),

@@ -16,6 +16,7 @@ from cascade_engine.demo.family import t5_family
 from cascade_engine.errors import RequestError
 from cascade_engine.policy import write_policy
 from tests.bench.conftest import assert_sane
+from tests.data import data_path
 
 RANDOM = ["--random-prompts", "--questions", "4", "--max-new-tokens", "12", "--seconds", "0"]
 
@@ -223,3 +224,21 @@ def test_the_json_names_bars_that_were_not_measured() -> None:
     assert len(bars) == 9
     assert all(bar["pass"] is None for bar in bars)
     assert not e2e.judge(e2e.E2E_BARS, {"rows": {}}, None, "bf16")
+
+
+def test_recorded_answers(tmp_path: Path) -> None:
+    """Every case says what was recorded; figures are labelled."""
+    data_path("transcripts", "spec_bench_vicuna7b_dev.jsonl")
+    out = tmp_path / "out.json"
+    few = ["--questions", "2", "--max-new-tokens", "16", "--seconds", "0", "--threads", "1"]
+    e2e.main(["--replay", "15m", "--rows", "1,2", *few, "--setting", "10", "--json", str(out)])
+    report = json.loads(out.read_text())
+    assert_sane(report["rows"])
+    assert "replayed" in report["model"][0]
+    assert "replayed" in report["dtype"]
+    for found in report["rows"].values():
+        assert {case["same_as_plain"] for case in found["cases"].values()} == {2}
+        assert found["cases"]["10"]["tokens_per_target_call"] > 1.0
+        assert found["cases"]["plain"]["tokens_per_target_call"] == 1.0
+    with pytest.raises(SystemExit):
+        e2e.main(["--replay", "15m", "--random-prompts"])
