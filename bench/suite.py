@@ -52,7 +52,10 @@ JOBS: Sequence[Job] = (
     Job("decode-15m-bf16", "bench.decode", f"--shape 15m --dtype bf16 {PEERS}", "--rounds 12"),
     Job("decode-110m-f32", "bench.decode", "--shape 110m --dtype f32", "--rounds 8"),
     Job("decode-110m-int8", "bench.decode", f"--shape 110m --dtype int8 {PEERS}"),
-    Job("e2e-demo-bf16", "bench.e2e", "--peers hf,hf-assisted,llamacpp --rows 1,16", ""),
+    Job(
+        "e2e-demo-bf16", "bench.e2e", "--peers hf,hf-assisted,llamacpp",
+        "--rows 1,16 --questions 16 --seconds 10",
+    ),
     Job("t5-demo-bf16", "bench.t5", "--dtype bf16", "--questions 16"),
     Job("t5-demo-f32", "bench.t5", "--dtype f32"),
     Job("swi", "bench.swi", "", "--turns 100"),
