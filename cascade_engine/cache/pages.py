@@ -44,6 +44,8 @@ class PageTable:
         self.length = [0] * rows
         self.published = [0] * rows
         """Leading pages of each row that are in the prefix index."""
+        self._leads: list[list[int]] = []
+        """Of levels that write into these pages ahead of `length`: tokens of each row."""
         self._tokens_per_row = tokens_per_row
         self._held: list[list[int]] = [[] for _ in range(rows)]
         self._references = [0] * pages
@@ -71,6 +73,12 @@ class PageTable:
     def held(self, row: int) -> int:
         """Pages that a row holds, shared ones included."""
         return len(self._held[row])
+
+    def lead(self) -> list[int]:
+        """Lengths of one more level that writes into these pages, in leading layers alone: a row
+        keeps the pages for the longest of its lengths."""
+        self._leads.append([0] * len(self.length))
+        return self._leads[-1]
 
     def missing(self, row: int, tokens: int) -> int:
         """Available pages that `reserve(row, tokens)` would take."""
@@ -108,13 +116,13 @@ class PageTable:
 
     def truncate(self, row: int, tokens: int) -> None:
         """Rollback: at most `tokens` leading tokens stay cached; the row lets go of pages past
-        them."""
+        them, but for those of levels that are ahead."""
         if tokens < 0:
             raise ValueError(f"cannot truncate row {row} to {tokens} tokens")
         self.length[row] = min(self.length[row], tokens)
         self.published[row] = min(self.published[row], self.length[row] // PAGE_TOKENS)
         held = self._held[row]
-        keep = pages_for(self.length[row])
+        keep = pages_for(max(self.length[row], *(lead[row] for lead in self._leads), 0))
         if len(held) > keep:
             for page in reversed(held[keep:]):
                 self._drop(page)
@@ -202,6 +210,9 @@ class PageTable:
             assert len(set(held)) == len(held), f"row {row} holds a page twice: {held}"
             assert self.length[row] <= len(held) * PAGE_TOKENS, (
                 f"row {row} is longer than its pages"
+            )
+            assert all(lead[row] <= len(held) * PAGE_TOKENS for lead in self._leads), (
+                f"a level is ahead of the pages of row {row}"
             )
             assert self.published[row] * PAGE_TOKENS <= self.length[row], (
                 f"row {row} has published pages that are not full"

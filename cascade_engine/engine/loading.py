@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, bytes_per_token, pages_for
+from cascade_engine.engine.self_draft import PREFIX, is_self_draft, self_draft_layers
 from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
 from cascade_engine.levels import (
     Drafter,
@@ -24,6 +25,7 @@ from cascade_engine.levels import (
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import ModelConfig
 from cascade_engine.models.family import ModelWeights, load_weights, open_model
+from cascade_engine.models.llama import LlamaWeights, leading_layers
 from cascade_engine.models.t5 import T5Weights
 from cascade_engine.models.t5_config import T5Config, float16_refusal
 from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable, activation_dtype
@@ -142,7 +144,13 @@ def load_levels(
 ) -> Loaded:
     """Opens and checks everything before any weight is packed, then loads the levels."""
     backend = make_backend(options)
-    models = [_open(path, options) for path in (target, *drafts)]
+    others = [draft for draft in drafts if not is_self_draft(draft)]
+    models = [_open(path, options) for path in (target, *others)]
+    layers = [
+        self_draft_layers(str(draft), models[0].name, models[0].config)
+        for draft in drafts
+        if is_self_draft(draft)
+    ]
     decoder_start = _shared_decoder_start(models)
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
@@ -167,6 +175,10 @@ def load_levels(
             f"{backend.context.threads} threads"
         )
         neural.append(_level(model, weights, backend, rows, context, tokens, vocab_size, options))
+    for at, draft in enumerate(drafts, 1):
+        if is_self_draft(draft):
+            neural.insert(at, _self_draft(neural[0], layers.pop(0), backend, tokens))
+            lines.append(f"{draft}: layers of {models[0].name}, no memory of its own")
     cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
     return Loaded(
         neural,
@@ -195,6 +207,15 @@ def _level(
     if isinstance(weights, T5Weights):
         return EncoderDecoderLevel(model.name, weights, backend, rows, *sizes)
     return NeuralLevel(model.name, weights, backend, rows, *sizes)
+
+
+def _self_draft(
+    target: NeuralLevel, layers: int, backend: CpuBackend | CudaBackend, tokens: int
+) -> NeuralLevel:
+    assert isinstance(target.weights, LlamaWeights)
+    sizes = target.context, tokens, target.vocab_size, target.left_padded
+    weights = leading_layers(target.weights, layers)
+    return NeuralLevel(f"{PREFIX}{layers}", weights, backend, target.rows, *sizes, owner=target)
 
 
 def _last_level(

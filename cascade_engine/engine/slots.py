@@ -44,7 +44,9 @@ class Slots:
     def __init__(self, levels: Sequence[NeuralLevel], rows: TokenRows, reuse: bool) -> None:
         self.running: list[Row] = []
         """Rows with a slot, oldest first."""
-        self._levels = levels
+        self._levels = [level for level in levels if not level.shares]
+        self._sharing = [level for level in levels if level.shares]
+        """They have no pages of their own."""
         self._rows = rows
         self.reuse = reuse
         self._free = list(range(rows.tokens.shape[0]))[::-1]
@@ -52,17 +54,17 @@ class Slots:
     @property
     def capacity(self) -> int:
         """Tokens that the smallest of the levels' caches holds."""
-        return PAGE_TOKENS * min(level.pages.pages for level in self._levels)
+        return PAGE_TOKENS * min(level.table.pages for level in self._levels)
 
     def vacancies(self) -> tuple[int, int]:
         """Rows that could start now, and tokens that the cache with the least room still takes."""
-        available = min(level.pages.available_pages for level in self._levels)
+        available = min(level.table.available_pages for level in self._levels)
         return len(self._free), PAGE_TOKENS * available
 
     def could_hold(self, row: Row) -> bool:
         """Whether the row fits at its limit when it is alone."""
         return all(
-            pages_for(min(row.limit, level.context)) <= level.pages.pages for level in self._levels
+            pages_for(min(row.limit, level.context)) <= level.table.pages for level in self._levels
         )
 
     def admit(self, row: Row) -> bool:
@@ -95,6 +97,8 @@ class Slots:
     def release(self, row: Row) -> None:
         """The row is done; its slot is free."""
         self.running.remove(row)
+        for level in self._sharing:
+            level.truncate(row.slot, 0)
         self._truncate(row.slot, row.final)
         if self.reuse:
             self._publish(row)
@@ -128,9 +132,9 @@ class Slots:
         """Pages of each level: used by rows, cached for later ones, all."""
         return {
             level.name: {
-                "used": level.pages.pages - level.pages.available_pages,
-                "cached": level.pages.cached_pages,
-                "total": level.pages.pages,
+                "used": level.table.pages - level.table.available_pages,
+                "cached": level.table.cached_pages,
+                "total": level.table.pages,
             }
             for level in self._levels
         }
@@ -138,7 +142,7 @@ class Slots:
     def clear(self) -> None:
         """Forgets what rows left that are gone."""
         for level in self._levels:
-            level.pages.clear_index()
+            level.table.clear_index()
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless each slot is free or running, free ones hold nothing, and
@@ -146,13 +150,13 @@ class Slots:
         slots = [*self._free, *(row.slot for row in self.running)]
         assert sorted(slots) == list(range(self._rows.tokens.shape[0])), f"slots: {slots}"
         for level in self._levels:
-            level.pages.check_integrity()
+            level.table.check_integrity()
             for slot in self._free:
-                assert level.pages.held(slot) == 0, f"{level.name}: slot {slot} leaks pages"
+                assert level.table.held(slot) == 0, f"{level.name}: slot {slot} leaks pages"
             for row in self.running:
                 keys: list[bytes] = []
                 extend_keys(keys, self._rows.read(row.slot, 0, row.final))
-                published = level.pages.published_keys(row.slot)
+                published = level.table.published_keys(row.slot)
                 assert published == keys[: len(published)], f"{row.request_id}: wrong keys"
 
     # Admission
@@ -168,8 +172,8 @@ class Slots:
         return min(begin + same, len(row.tokens) - 1)
 
     def _find(self, level: NeuralLevel, row: Row, sibling: Row | None, common: int) -> Found:
-        pages = level.pages.find(row.keys[: (len(row.tokens) - 1) // PAGE_TOKENS])
-        shared = 0 if sibling is None else min(common, level.pages.length[sibling.slot])
+        pages = level.table.find(row.keys[: (len(row.tokens) - 1) // PAGE_TOKENS])
+        shared = 0 if sibling is None else min(common, level.table.length[sibling.slot])
         return Found(pages, shared)
 
     def _pays_to_wait(self, row: Row, found: Found, common: int) -> bool:
@@ -188,9 +192,9 @@ class Slots:
         if not self.running:
             return True
         for level, each in zip(self._levels, found, strict=True):
-            shared = max(level.pages.referenced(row.keys[: each.pages]), each.shared // PAGE_TOKENS)
+            shared = max(level.table.referenced(row.keys[: each.pages]), each.shared // PAGE_TOKENS)
             needed = pages_for(min(row.length, level.context)) - shared + len(self.running)
-            if needed > level.pages.available_pages:
+            if needed > level.table.available_pages:
                 return False
         return True
 
@@ -201,29 +205,29 @@ class Slots:
             keys = row.keys[: found.pages]
             rest = row.tokens[found.pages * PAGE_TOKENS : len(row.tokens) - 1]
             tails = tail_keys(keys[-1] if keys else NO_TOKENS, rest[: PAGE_TOKENS - 1])
-            level.pages.adopt(row.slot, keys, tails)
+            level.table.adopt(row.slot, keys, tails)
 
     # The prefix index
 
     def _publish(self, row: Row) -> None:
         """The row's whole pages of final tokens join the index."""
         for level in self._levels:
-            pages = min(level.pages.length[row.slot], row.final) // PAGE_TOKENS
-            if pages > level.pages.published[row.slot]:
+            pages = min(level.table.length[row.slot], row.final) // PAGE_TOKENS
+            if pages > level.table.published[row.slot]:
                 begin = len(row.keys) * PAGE_TOKENS
                 extend_keys(row.keys, self._rows.read(row.slot, begin, pages * PAGE_TOKENS))
-                level.pages.publish(row.slot, row.keys[:pages])
+                level.table.publish(row.slot, row.keys[:pages])
 
     def _publish_tails(self, row: Row) -> None:
         """The partly filled last pages of a row that leaves, for a prompt that goes on from all of
         it, as the next turn of a conversation does."""
         for level in self._levels:
-            pages, rest = divmod(level.pages.length[row.slot], PAGE_TOKENS)
+            pages, rest = divmod(level.table.length[row.slot], PAGE_TOKENS)
             if rest:
                 begin = pages * PAGE_TOKENS
                 parent = row.keys[pages - 1] if pages else NO_TOKENS
                 tokens = self._rows.read(row.slot, begin, begin + rest)
-                level.pages.publish_tail(row.slot, prefix_key(parent, tokens))
+                level.table.publish_tail(row.slot, prefix_key(parent, tokens))
 
     def _truncate(self, slot: int, tokens: int) -> None:
         for level in self._levels:

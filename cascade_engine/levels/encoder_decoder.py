@@ -50,8 +50,8 @@ class EncoderDecoderLevel(NeuralLevel):
         programs: tuple[Any, ...] = (self._encoder, self._program)
         for program in programs:
             program.bind_sources(rows.sources.data_ptr())
-        table = self.pages.block_table
-        self._encoder.bind_block_tables(table.data_ptr(), table.shape[1], self.pages.pages)
+        table = self.table.block_table
+        self._encoder.bind_block_tables(table.data_ptr(), table.shape[1], self.table.pages)
 
     def _forward(self, ops: Any, layers: Any) -> Any:
         return t5.decode(ops, self.weights, layers)
@@ -71,12 +71,12 @@ class EncoderDecoderLevel(NeuralLevel):
     def encode(self, slots: Sequence[int]) -> None:
         """One pass of the encoder over the sources of those of these rows that lack it; a source
         that another row has or gets is shared with it."""
-        lacking = [slot for slot in slots if self.pages.length[slot] < self._source(slot)]
+        lacking = [slot for slot in slots if self.table.length[slot] < self._source(slot)]
         if not lacking:
             return
         known = {
             self._source_tokens(slot): slot
-            for slot, length in enumerate(self.pages.length)
+            for slot, length in enumerate(self.table.length)
             if length and length >= self._source(slot)
         }
         fresh = []
@@ -88,17 +88,17 @@ class EncoderDecoderLevel(NeuralLevel):
         for slot in lacking:
             twin = known[self._source_tokens(slot)]
             if twin != slot:
-                self.pages.truncate(slot, 0)
+                self.table.truncate(slot, 0)
                 self.fork(twin, slot, self._source(slot))
 
     def _encode(self, slots: list[int]) -> None:
         counts = [self._source(slot) for slot in slots]
         for slot, count in zip(slots, counts, strict=True):
-            self.pages.reserve(slot, count, self.storage.copy_page)
+            self.table.reserve(slot, count, self.storage.copy_page)
         nothing = [0] * len(slots)
         self._encoder.run(slots, nothing, counts, nothing, self.left_padded)
         for slot, count in zip(slots, counts, strict=True):
-            self.pages.length[slot] = count
+            self.table.length[slot] = count
 
     def encoder_output(self) -> torch.Tensor:
         """What the last pass of the encoder gave, `[tokens, hidden]`, as the decoder reads it. For

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.cache import PAGE_TOKENS, KVStorage, PageTable, pages_for
+from cascade_engine.cache import PAGE_TOKENS, KVStorage, LeadingPages, PageTable, pages_for
 from cascade_engine.errors import CapacityError
 from cascade_engine.levels.rows import (
     DraftItem,
@@ -50,6 +50,7 @@ class NeuralLevel:
     `context` is the number of tokens it can attend to; `tokens` the number its cache holds for all
     rows together. `left_padded`: passes over several rows are dense, each row padded on its left to
     the longest (the papers' form of batches); else ragged. The tokens are the same.
+    `owner`: a level of which this one has the first layers, and with them its cache.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class NeuralLevel:
         tokens: int,
         vocab_size: int,
         left_padded: bool = False,
+        owner: NeuralLevel | None = None,
     ) -> None:
         config = weights.config
         self.name = name
@@ -77,23 +79,39 @@ class NeuralLevel:
         pages = pages_for(tokens)
         self._row_tokens = min(context, capacity)
         # A tree's nodes take a slot each, and two of them may have one position.
-        self.pages = PageTable(pages, num_rows, self._row_tokens + MAX_NODES)
-        self.storage = KVStorage(
-            config.num_layers,
-            pages,
-            config.num_kv_heads,
-            config.head_dim,
-            weights.activation_dtype,
-            backend.device,
-        )
+        self.pages: PageTable | LeadingPages
+        if owner is None:
+            self.pages = PageTable(pages, num_rows, self._row_tokens + MAX_NODES)
+            self.storage = KVStorage(
+                config.num_layers,
+                pages,
+                config.num_kv_heads,
+                config.head_dim,
+                weights.activation_dtype,
+                backend.device,
+            )
+        else:
+            self.pages, self.storage = LeadingPages(owner.table), owner.storage
         recorder = backend.recorder()
-        layers = recorder.cache_layers(self.storage.data, config.num_kv_heads, config.head_dim)
+        cache = self.storage.data[: config.num_layers]
+        layers = recorder.cache_layers(cache, config.num_kv_heads, config.head_dim)
         self._logits = self._forward(recorder, layers)
         self._recorder = recorder
         self._program = recorder.program
         self._program.bind_rows(rows.tokens.data_ptr(), capacity, num_rows)
         table = self.pages.block_table
         self._program.bind_block_tables(table.data_ptr(), table.shape[1], pages)
+
+    @property
+    def table(self) -> PageTable:
+        """Its pages, where they are its own."""
+        assert isinstance(self.pages, PageTable)
+        return self.pages
+
+    @property
+    def shares(self) -> bool:
+        """Its pages are another level's."""
+        return isinstance(self.pages, LeadingPages)
 
     def _forward(self, ops: Any, layers: Any) -> Any:
         assert isinstance(self.weights, LlamaWeights)
@@ -211,8 +229,8 @@ class NeuralLevel:
 
     def fork(self, source: int, target: int, tokens: int) -> None:
         """The empty row `target` shares what is cached of the first `tokens` tokens of `source`."""
-        self.pages.fork(source, target)
-        self.pages.truncate(target, tokens)
+        self.table.fork(source, target)
+        self.table.truncate(target, tokens)
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Rollback: at most `tokens` leading tokens of the row stay cached."""

@@ -4,7 +4,7 @@ arXiv 2302.13971; grouped-query attention as in arXiv 2307.09288)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,12 @@ class LlamaWeights:
         for tensor in tensors_of(self):
             seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return sum(seen.values())
+
+
+def leading_layers(weights: LlamaWeights, layers: int) -> LlamaWeights:
+    """A model of the first `layers` layers and the head; its weights are these."""
+    config = replace(weights.config, num_layers=layers)
+    return replace(weights, config=config, layers=weights.layers[:layers])
 
 
 def tensors_of(value: object) -> Iterable[torch.Tensor]:
