@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine.cache import pages_for
 from cascade_engine.errors import RequestError
 from cascade_engine.levels import NeuralLevel, TokenRows
 from cascade_engine.models.llama import leading_layers
@@ -179,6 +180,8 @@ def test_its_verdicts_are_those_of_a_model_of_so_many_layers() -> None:
             for level in (owner, draft):
                 level.truncate(0, len(row) - 1)
         rows.write(0, row)
+        if rng.random() < 0.3:  # the draft was not asked for long
+            draft.truncate(0, 5)
         if rng.random() < 0.4:  # the owner reads on
             tokens = rng.randint(1, len(row) - 1)
             owner.prefill(0, tokens)
@@ -187,12 +190,16 @@ def test_its_verdicts_are_those_of_a_model_of_so_many_layers() -> None:
         oracle.rows.write(0, drafted)
         expected = oracle.score(0, len(drafted), 1)
         start = draft.pages.length[0]
+        assert start >= owner.pages.length[0], "it need not read what its owner has read"
         draft.rows.write(0, drafted)
         assert start <= len(row) - 1
         assert_same_bits(draft.score(0, len(drafted), 1), expected)
         draft.truncate(0, len(row) - 1)
         kept, token = review(draft, 0, drafted, len(row))
         row = [*drafted[: len(row) + kept], token]
+        cached = draft.pages.length[0]
+        assert owner.pages.length[0] <= cached == len(row) - 1
+        assert owner.table.held(0) == pages_for(cached), "no page is kept for what was rejected"
         owner.table.check_integrity()
 
 
