@@ -90,7 +90,11 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         "--model-family", choices=FAMILIES, help="which embedded models; default: llama"
     )
     group.add_argument(
-        "--draft", metavar="DIR", action="append", default=[], help="repeatable, large to small"
+        "--draft",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="repeatable, large to small; self:N: the target's first N layers",
     )
     group.add_argument(
         "--table", metavar="FILE", help="n-gram table, or none; default: the prebuilt one"

@@ -10,7 +10,8 @@ from typing import Any
 
 from cascade_engine.chat import ChatFormat, Message
 from cascade_engine.engine.cycle import Cycle
-from cascade_engine.engine.loading import Loaded, LoadOptions, load_levels
+from cascade_engine.engine.loading import Loaded, load_levels
+from cascade_engine.engine.options import LoadOptions
 from cascade_engine.engine.requests import Prompt, RequestBuilder, batch_of
 from cascade_engine.engine.results import Batching, Capacity, Generation, StepOutput
 from cascade_engine.engine.row import Row
@@ -101,7 +102,8 @@ class Engine:
         drafter_fallback: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
-        """Loads a target, its drafts (large to small) and an n-gram table.
+        """Loads a target, its drafts (large to small) and an n-gram table. A draft "self:N" is the
+        target's first N layers and its head: it takes no memory.
 
         `device`: "auto" and "cpu" are the CPU, "cuda" is an NVIDIA GPU of compute capability 8.0
         or newer. `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU); on

@@ -11,89 +11,27 @@ from pathlib import Path
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, bytes_per_token, pages_for
-from cascade_engine.engine.self_draft import PREFIX, is_self_draft, self_draft_layers
+from cascade_engine.engine.options import DEVICE_DTYPES, DTYPES, UNUSED, LoadOptions
+from cascade_engine.engine.self_draft import is_self_draft, self_draft_layers, self_draft_level
 from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
 from cascade_engine.levels import (
-    Drafter,
     DrafterLevel,
     EncoderDecoderLevel,
     NeuralLevel,
     StatisticalLevel,
     TokenRows,
-    check_drafter,
 )
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import ModelConfig
 from cascade_engine.models.family import ModelWeights, load_weights, open_model
-from cascade_engine.models.llama import LlamaWeights, leading_layers
 from cascade_engine.models.t5 import T5Weights
 from cascade_engine.models.t5_config import T5Config, float16_refusal
 from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable, activation_dtype
 from cascade_engine.tables import load_table, prebuilt_for
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
-DEVICE_DTYPES = {"cpu": ("float32", "bfloat16", "int8"), "cuda": ("bfloat16", "float16")}
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-LEARN_TOKENS = (64, 2**24)
-"""Fewest and most tokens that the statistical level keeps of complete answers, if any."""
 Progress = Callable[[str, int, int], None]
-_UNUSED = (
-    "{} is for the built-in statistics, which the drafter replaces: leave it out, or pass "
-    "drafter_fallback=True"
-)
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """Keyword arguments of `Engine.load`."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    max_rows: int = 16
-    max_context: int | None = None
-    kv_cache_bytes: int | None = None
-    padding: str | None = None
-    learn_tokens: int = 0
-    drafter: Drafter | None = None
-    drafter_fallback: bool = False
-
-    def __post_init__(self) -> None:
-        if self.device not in ("auto", *DEVICE_DTYPES):
-            raise RequestError(f"device must be 'auto', 'cpu' or 'cuda', got {self.device!r}")
-        if self.dtype not in ("auto", *DEVICE_DTYPES[self.place]):
-            names = ", ".join(map(repr, DEVICE_DTYPES[self.place]))
-            raise RequestError(
-                f"dtype must be 'auto' or one of {names}, got {self.dtype!r} for device "
-                f"{self.place!r}"
-            )
-        if self.padding not in (None, "left"):
-            raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
-        for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
-        learnt, (least, most) = self.learn_tokens, LEARN_TOKENS
-        if learnt != 0 and (not isinstance(learnt, int) or not least <= learnt <= most):
-            allowed = f"0 (off) or an integer in {least}..{most}"
-            raise RequestError(f"learn_tokens must be {allowed}, got {learnt!r}")
-        if self.drafter is not None:
-            check_drafter(self.drafter)
-        elif self.drafter_fallback:
-            raise RequestError("drafter_fallback=True is for what a drafter leaves: give a drafter")
-        if learnt and self.drafter is not None and not self.drafter_fallback:
-            raise RequestError(_UNUSED.format(f"learn_tokens={learnt}"))
-
-    @property
-    def place(self) -> str:
-        """ "auto" is the CPU: a GPU is used where it is asked for."""
-        return "cpu" if self.device == "auto" else self.device
 
 
 @dataclass(frozen=True)
@@ -156,7 +94,7 @@ def load_levels(
     tokenizer = models[0].tokenizer
     alone = options.drafter is not None and not options.drafter_fallback
     if alone and table not in (None, "none"):
-        raise RequestError(_UNUSED.format(f"tables={str(table)!r}"))
+        raise RequestError(UNUSED.format(f"tables={str(table)!r}"))
     ngrams = None if alone else _ngram_table(table, tokenizer, vocab_size)
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
@@ -177,7 +115,7 @@ def load_levels(
         neural.append(_level(model, weights, backend, rows, context, tokens, vocab_size, options))
     for at, draft in enumerate(drafts, 1):
         if is_self_draft(draft):
-            neural.insert(at, _self_draft(neural[0], layers.pop(0), backend, tokens))
+            neural.insert(at, self_draft_level(neural[0], layers.pop(0), backend, tokens))
             lines.append(f"{draft}: layers of {models[0].name}, no memory of its own")
     cache_bytes = tokens * sum(model.cache_bytes_per_token() for model in models)
     return Loaded(
@@ -207,15 +145,6 @@ def _level(
     if isinstance(weights, T5Weights):
         return EncoderDecoderLevel(model.name, weights, backend, rows, *sizes)
     return NeuralLevel(model.name, weights, backend, rows, *sizes)
-
-
-def _self_draft(
-    target: NeuralLevel, layers: int, backend: CpuBackend | CudaBackend, tokens: int
-) -> NeuralLevel:
-    assert isinstance(target.weights, LlamaWeights)
-    sizes = target.context, tokens, target.vocab_size, target.left_padded
-    weights = leading_layers(target.weights, layers)
-    return NeuralLevel(f"{PREFIX}{layers}", weights, backend, target.rows, *sizes, owner=target)
 
 
 def _last_level(

@@ -6,7 +6,10 @@ import re
 from os import PathLike
 
 from cascade_engine.errors import RequestError
+from cascade_engine.levels import NeuralLevel
 from cascade_engine.models.config import LlamaConfig, ModelConfig
+from cascade_engine.models.llama import LlamaWeights, leading_layers
+from cascade_engine.ops import CpuBackend, CudaBackend
 
 PREFIX = "self:"
 
@@ -30,3 +33,13 @@ def self_draft_layers(draft: str, name: str, target: ModelConfig) -> int:
             f"{target.num_layers} layers of {name} (a directory of that name: './{draft}')"
         )
     return layers
+
+
+def self_draft_level(
+    target: NeuralLevel, layers: int, backend: CpuBackend | CudaBackend, tokens: int
+) -> NeuralLevel:
+    """The level beside its target, whose cache holds `tokens` tokens."""
+    assert isinstance(target.weights, LlamaWeights)
+    weights = leading_layers(target.weights, layers)
+    sizes = target.context, tokens, target.vocab_size, target.left_padded
+    return NeuralLevel(f"{PREFIX}{layers}", weights, backend, target.rows, *sizes, owner=target)

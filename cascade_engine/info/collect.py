@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, pages_for
-from cascade_engine.engine.loading import DEVICE_DTYPES, DTYPES, STORED_DTYPES, LoadOptions
+from cascade_engine.engine.loading import STORED_DTYPES
+from cascade_engine.engine.options import DEVICE_DTYPES, DTYPES, LoadOptions
 from cascade_engine.errors import RequestError, VocabularyMismatch
 from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import ModelConfig

@@ -22,7 +22,7 @@ from cascade_engine.ops.cpu import unpack_linear
 from cascade_engine.ops.cuda import check_capability
 from cascade_engine.ops.launch import Launcher
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import PlainDecoding
+from cascade_engine.policy import FixedCascade, PlainDecoding
 from tests.cuda.support import BF16, F16, assert_same_bits
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
@@ -240,7 +240,7 @@ def test_the_engine_decodes(run: Launcher, tmp_path: Path, monkeypatch: pytest.M
         hidden_size=32,
         num_attention_heads=4,
         num_key_value_heads=2,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         intermediate_size=40,
         vocab_size=97,
     )
@@ -248,9 +248,16 @@ def test_the_engine_decodes(run: Launcher, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loading, "_memory", lambda place: 1 << 26)
     prompts = [random_row(9), random_row(14), random_row(3)]
     outputs = []
-    for policy in (PlainDecoding(), "fixed"):
-        engine = Engine.load(tmp_path, device="cuda", dtype="bfloat16", max_rows=2, policy=policy)
+    cases: list[tuple[Any, list[str]]] = [
+        (PlainDecoding(), []),
+        ("fixed", []),
+        (FixedCascade([[3, 2], [0, 0]]), ["self:1"]),
+    ]
+    for policy, drafts in cases:
+        engine = Engine.load(
+            tmp_path, drafts, device="cuda", dtype="bfloat16", max_rows=2, policy=policy
+        )
         params = SamplingParams(max_tokens=10, temperature=0.7, seed=4, ignore_eos=True)
         outputs.append([g.token_ids for g in engine.generate(prompts, params)])
-    assert outputs[0] == outputs[1]
+    assert outputs[0] == outputs[1] == outputs[2]
     assert [len(ids) for ids in outputs[0]] == [10] * 3

@@ -1,0 +1,71 @@
+"""How levels are loaded, as people ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cascade_engine.errors import RequestError
+from cascade_engine.levels import Drafter, check_drafter
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+DEVICE_DTYPES = {"cpu": ("float32", "bfloat16", "int8"), "cuda": ("bfloat16", "float16")}
+LEARN_TOKENS = (64, 2**24)
+"""Fewest and most tokens that the statistical level keeps of complete answers, if any."""
+UNUSED = (
+    "{} is for the built-in statistics, which the drafter replaces: leave it out, or pass "
+    "drafter_fallback=True"
+)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Keyword arguments of `Engine.load`."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    max_rows: int = 16
+    max_context: int | None = None
+    kv_cache_bytes: int | None = None
+    padding: str | None = None
+    learn_tokens: int = 0
+    drafter: Drafter | None = None
+    drafter_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", *DEVICE_DTYPES):
+            raise RequestError(f"device must be 'auto', 'cpu' or 'cuda', got {self.device!r}")
+        if self.dtype not in ("auto", *DEVICE_DTYPES[self.place]):
+            names = ", ".join(map(repr, DEVICE_DTYPES[self.place]))
+            raise RequestError(
+                f"dtype must be 'auto' or one of {names}, got {self.dtype!r} for device "
+                f"{self.place!r}"
+            )
+        if self.padding not in (None, "left"):
+            raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
+        for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
+        learnt, (least, most) = self.learn_tokens, LEARN_TOKENS
+        if learnt != 0 and (not isinstance(learnt, int) or not least <= learnt <= most):
+            allowed = f"0 (off) or an integer in {least}..{most}"
+            raise RequestError(f"learn_tokens must be {allowed}, got {learnt!r}")
+        if self.drafter is not None:
+            check_drafter(self.drafter)
+        elif self.drafter_fallback:
+            raise RequestError("drafter_fallback=True is for what a drafter leaves: give a drafter")
+        if learnt and self.drafter is not None and not self.drafter_fallback:
+            raise RequestError(UNUSED.format(f"learn_tokens={learnt}"))
+
+    @property
+    def place(self) -> str:
+        """ "auto" is the CPU: a GPU is used where it is asked for."""
+        return "cpu" if self.device == "auto" else self.device
