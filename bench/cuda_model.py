@@ -1,6 +1,6 @@
 """Plain decoding, reviews and cascade cycles of a LLaMA-2-7B shape with random weights, on the GPU.
 
-    python -m bench.cuda_model --json FILE
+    python -m bench.cuda_model [--dependent-launch] [--peers none] --json FILE
 
 Times of whole reviews, host work included, beside reading the weights once at the bandwidth of a
 device-to-device copy, beside transformers where it is installed, and the share of a cycle (drafts,
@@ -192,21 +192,31 @@ def figures(results: list[dict[str, Any]], theirs: list[float] | None) -> dict[s
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_model", description=__doc__)
+    parser.add_argument(
+        "--dependent-launch",
+        action="store_true",
+        help="kernels start while the one before them ends (compute capability 9.0)",
+    )
+    parser.add_argument("--peers", choices=["all", "none"], default="all")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args(argv)
     try:
         device = CudaDevice(threads=1, graph=True, cold_l2=True)
+        backend = CudaBackend()
+        backend.launcher.set_dependent(args.dependent_launch)
     except RequestError as error:
         raise SystemExit(f"bench.cuda_model: {error}") from error
     bandwidth = device.ceiling_bytes / quantiles(device.times({}, 30)[CEILING])["median"]
     print(f"{device.title}: copies at {bandwidth / 1e9:.0f} GB/s")
-    results = measure_model(bandwidth)
-    gc.collect()
-    torch.cuda.empty_cache()
-    theirs = transformers_decode(SHAPES["7b"], VOCABULARY, CONTEXT, LENGTH, 60)
+    results, theirs = measure_model(bandwidth, backend), None
+    if args.peers == "all":
+        gc.collect()
+        torch.cuda.empty_cache()
+        theirs = transformers_decode(SHAPES["7b"], VOCABULARY, CONTEXT, LENGTH, 60)
     found = figures(results, theirs)
     bars = judge(MODEL_BARS, found, "7b", "bf16")
     show_bars(bars)
+    device.facts["dependent_launch"] = args.dependent_launch
     report = {"machine": device.facts, "results": results, "figures": found, "bars": bars}
     write_json(args.json, report)
 

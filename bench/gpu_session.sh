@@ -114,10 +114,12 @@ case $mode in
       "$PYTHON" -c 'import bench.cuda_model, bench.ops'
     fi
     status=0
-    on_gpu "$(($(left) * 2 / 3))" "$OUT/ops.log" \
+    on_gpu "$(($(left) / 2))" "$OUT/ops.log" \
       "$PYTHON" -m bench.ops --device cuda --graph --cold-l2 --json "$OUT/ops.json" || status=$?
-    on_gpu "$(left)" "$OUT/model.log" \
+    on_gpu "$(($(left) * 2 / 3))" "$OUT/model.log" \
       "$PYTHON" -m bench.cuda_model --json "$OUT/model.json" || status=$?
+    on_gpu "$(left)" "$OUT/model-dependent.log" "$PYTHON" -m bench.cuda_model --dependent-launch \
+      --peers none --json "$OUT/model-dependent.json" || status=$?
     exit $status
     ;;
 esac

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from cascade_engine.errors import RequestError
+
 ELEMENT = {torch.bfloat16: 1, torch.float16: 2}
 """Element types of csrc/include/ce/cuda_kernels.h."""
 STORE, ADD, SWIGLU, GEGLU, RELU, ROUND = range(6)
@@ -37,6 +39,19 @@ class Launcher:
             stream = torch.cuda.current_stream(self.device).cuda_stream
         values = {key: self._value(value) for key, value in arguments.items()}
         getattr(self.module, name)(stream, *map(self._value, args), **values)
+
+    def set_dependent(self, on: bool) -> None:
+        """Whether kernels launched or captured from now on may start while the one in front of them
+        ends (programmatic dependent launch). Raises RequestError for a GPU that has no such
+        thing."""
+        if on and self.device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(self.device)
+            if major < 9:
+                raise RequestError(
+                    "dependent launches need compute capability 9.0 or newer, this is "
+                    f"{major}.{minor}; leave them off"
+                )
+        self.module.set_dependent_launch(on)
 
     @property
     def captures(self) -> bool:

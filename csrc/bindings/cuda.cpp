@@ -270,6 +270,9 @@ void bind_drafts(py::module_& m) {
 }  // namespace
 
 void bind_cuda_kernels(py::module_& m) {
+  m.def(
+      "set_dependent_launch", [](bool on) { dependent_launch = on; },
+      "Kernels may start while the launch before them ends; compute capability 9.0 or newer.");
   bind_forward(m);
   bind_cache(m);
   bind_choices(m);

@@ -41,6 +41,7 @@ __device__ __forceinline__ int own_child(const Shared& shared, int nodes, int at
 }
 
 __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
+  after_previous_launch();
   auto& shared = shared_memory<Shared>();
   const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   const int32_t slot = args.batch.slots[r];

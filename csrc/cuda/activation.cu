@@ -9,6 +9,7 @@ constexpr int kThreads = 256;
 
 template <typename T, bool kGelu>
 __global__ void __launch_bounds__(kThreads) gate_kernel(GateArgs args) {
+  after_previous_launch();
   const int64_t c = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t row = blockIdx.x;
   if (c >= args.cols) return;

@@ -272,6 +272,7 @@ __device__ __forceinline__ void run_item(const AttentionArgs& args, const Item& 
 template <typename T, int kDim, int kRowTiles>
 __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 2 : 1)
     attention_kernel(AttentionArgs args) {
+  after_previous_launch();
   auto& shared = shared_memory<Shared<kDim, kRowTiles>>();
   constexpr int kRows = kRowTiles * 16;
   for (int r = static_cast<int>(threadIdx.x); r < args.batch.rows; r += kThreads)
@@ -292,6 +293,7 @@ __global__ void __launch_bounds__(kThreads, kRowTiles == 1 ? 2 : 1)
 // One warp per activation row and head: chunks in ascending order from a common maximum.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) merge_kernel(AttentionArgs args) {
+  after_previous_launch();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t rows = int64_t{args.batch.rows} * args.batch.width;
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;

@@ -197,6 +197,7 @@ struct Grower {
 };
 
 __global__ void __launch_bounds__(kTreeThreads) tree_kernel(DraftTreeArgs args, NgramView table) {
+  after_previous_launch();
   auto& s = shared_memory<TreeShared>();
   const int r = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / kWarp;
   const int32_t slot = args.slots[r], length = args.lengths[r];

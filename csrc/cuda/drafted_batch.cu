@@ -8,6 +8,7 @@ namespace {
 constexpr int32_t kNoTree = 0x7fffffff;
 
 __global__ void __launch_bounds__(kWarp) batch_kernel(DraftedBatchArgs args) {
+  after_previous_launch();
   const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   const int32_t slot = args.slots[r], length = args.lengths[r];
   const int32_t drafted = slot < 0 ? 0 : args.drafted[r];

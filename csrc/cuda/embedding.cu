@@ -17,6 +17,7 @@ __device__ __forceinline__ int64_t packed_index(int64_t row, int64_t k, int64_t 
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingArgs args) {
+  after_previous_launch();
   const int64_t a = blockIdx.x;
   const Query q = query_at(args.batch, static_cast<int>(a / args.batch.width),
                            static_cast<int>(a % args.batch.width));
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingArgs args)
 }
 
 __global__ void __launch_bounds__(kThreads) select_kernel(SelectArgs args) {
+  after_previous_launch();
   const int64_t out = blockIdx.x;
   const int r = static_cast<int>(out / args.logit_width),
             j = static_cast<int>(out % args.logit_width);

@@ -27,6 +27,18 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
+// Every kernel begins with this. Launched as a dependent (set_dependent_launch), it has started
+// while the launch before it still ran: it lets the next one do the same, and waits until that one
+// is complete and its writes can be seen. Else it does nothing.
+__device__ __forceinline__ void after_previous_launch() {
+#if !defined(CE_EMULATION) && defined(__CUDA_ARCH__)
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+#endif
+}
+
 // Conversions round to nearest even.
 template <typename T>
 __device__ __forceinline__ T from_float(float value);
@@ -177,8 +189,18 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, d
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes));
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(arguments...);
-    error = cudaGetLastError();
+    cudaLaunchAttribute dependent{};
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = reinterpret_cast<cudaStream_t>(stream);
+    config.attrs = &dependent;
+    config.numAttrs = dependent_launch ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+    if (error == cudaSuccess) error = cudaGetLastError();
   }
   CE_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }

@@ -10,6 +10,7 @@ constexpr int kVector = 8;  // elements in 16 bytes
 // One warp per activation row and head: query heads, then key heads, then value heads.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreArgs args) {
+  after_previous_launch();
   const CacheView& cache = args.cache;
   const int64_t all_heads = args.heads + 2 * cache.kv_heads;
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreArgs args
 // A thread owns 16 bytes of every vector of a plane and moves them node after node: what a node
 // overwrites, an earlier one has moved away (or nobody wants), so no thread waits for another.
 __global__ void __launch_bounds__(kThreads) commit_kernel(CommitArgs args) {
+  after_previous_launch();
   const int r = static_cast<int>(blockIdx.z);
   const int32_t slot = args.batch.slots[r];
   const int vectors = args.head_dim / kVector;
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(kThreads) commit_kernel(CommitArgs args) {
 }
 
 __global__ void __launch_bounds__(kThreads) copy_pages_kernel(CopyPagesArgs args) {
+  after_previous_launch();
   const int32_t source = args.pairs[2 * blockIdx.z], target = args.pairs[2 * blockIdx.z + 1];
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector;
   if (source < 0 || target < 0 || i >= args.page_elements) return;

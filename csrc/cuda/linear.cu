@@ -171,6 +171,7 @@ __device__ __forceinline__ void write_tile(const LinearArgs& args, int64_t first
 
 template <typename T, int kRowTiles>
 __global__ void __launch_bounds__(kThreads, 2) linear_kernel(LinearArgs args, int splits) {
+  after_previous_launch();
   auto& shared = shared_memory<Shared<kRowTiles>>();
   const int stages = static_cast<int>(ceil_div(args.k, kLinearStep));
   const int split = static_cast<int>(blockIdx.z);

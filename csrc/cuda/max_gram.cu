@@ -9,6 +9,7 @@ constexpr int kThreads = 256;
 constexpr int kBlocks = 16;  // that share out one text
 
 __global__ void __launch_bounds__(kThreads) match_kernel(DraftArgs args) {
+  after_previous_launch();
   const int r = static_cast<int>(blockIdx.y), which = static_cast<int>(blockIdx.z);
   const int32_t slot = args.slots[r], length = args.lengths[r];
   if (slot < 0 || args.counts[r] <= 0 || length <= 0) return;
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kThreads) match_kernel(DraftArgs args) {
 // Copies what followed. A copy from the row itself goes on with its own tokens when it reaches the
 // row's end: the text repeats with the period of the match. The corpus wins at equal length.
 __global__ void __launch_bounds__(kWarp) copy_kernel(DraftArgs args) {
+  after_previous_launch();
   const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   const uint64_t own = args.matches[2 * r], other = args.matches[2 * r + 1];
   const int32_t slot = args.slots[r], length = args.lengths[r];

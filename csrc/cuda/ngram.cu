@@ -17,6 +17,7 @@ __device__ __forceinline__ int32_t most_likely(const NgramView& table, const int
 }
 
 __global__ void __launch_bounds__(kWarp) chain_kernel(DraftArgs args, NgramView table) {
+  after_previous_launch();
   const int r = static_cast<int>(blockIdx.x);
   const int32_t slot = args.slots[r];
   if (slot < 0) return;

@@ -14,6 +14,7 @@ struct Shared {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(RmsNormArgs args) {
+  after_previous_launch();
   auto& shared = shared_memory<Shared>();
   const int thread = static_cast<int>(threadIdx.x);
   const float* x = args.x + blockIdx.x * args.cols;

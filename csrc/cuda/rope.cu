@@ -8,6 +8,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) rope_angles_kernel(RopeAnglesArgs args) {
+  after_previous_launch();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t a = i / args.half;
   if (a >= int64_t{args.batch.rows} * args.batch.width) return;

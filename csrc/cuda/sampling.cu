@@ -32,6 +32,7 @@ __device__ __forceinline__ Choice choice_at(const ChooseArgs& args, int64_t logi
 
 // Copies a row of logits and applies biases, penalties, stop ids and masks to the copy.
 __global__ void __launch_bounds__(kThreads) edit_kernel(ChooseArgs args) {
+  after_previous_launch();
   const int64_t logit_row = blockIdx.x;
   const Choice c = choice_at(args, logit_row);
   if (c.query.index < 0) return;
@@ -93,6 +94,7 @@ __device__ __forceinline__ PhiloxBlock noise_block(const Choice& c, uint32_t blo
 
 // Without filters: blocks share out the vocabulary, the largest key wins.
 __global__ void __launch_bounds__(kThreads) choose_kernel(ChooseArgs args) {
+  after_previous_launch();
   const Choice c = choice_at(args, blockIdx.y);
   if (c.query.index < 0) return;
   uint64_t best = 0;
@@ -225,6 +227,7 @@ __device__ __forceinline__ void write_probs(const ChooseArgs& args, const Choice
 
 // With filters or probabilities: a block a logit row.
 __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
+  after_previous_launch();
   auto& shared = shared_memory<Shared>();
   const Choice c = choice_at(args, blockIdx.x);
   if (c.query.index < 0) return;

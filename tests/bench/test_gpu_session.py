@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "tests": ["pytest -m gpu", "tests/cuda tests/kernels", "tests collected"],
     "sanitize": ["--tool memcheck", "--tool racecheck", "test_sampling.py"],
-    "bench": ["bench.ops --device cuda --graph --cold-l2", "bench.cuda_model"],
+    "bench": [
+        "bench.ops --device cuda --graph --cold-l2",
+        "bench.cuda_model --json",
+        "bench.cuda_model --dependent-launch",
+    ],
 }
 
 

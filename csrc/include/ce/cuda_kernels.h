@@ -5,6 +5,7 @@
 // holds here too.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "ce/ngram.h"
@@ -13,6 +14,10 @@
 namespace ce::cuda {
 
 using Stream = std::uintptr_t;  // a cudaStream_t
+
+// Launches that follow may start before those in front of them have ended (programmatic dependent
+// launch); kernels then wait themselves. For compute capability 9.0 and newer.
+inline std::atomic<bool> dependent_launch{false};
 
 // IEEE half precision as bits.
 struct f16 {
