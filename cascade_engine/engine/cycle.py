@@ -140,8 +140,10 @@ class Cycle:
         Raises DecodingError when requests had to be dropped; what the others emitted is delivered
         by the next step."""
         begin, prefill = time.perf_counter(), self.stats.prefill_seconds
+        emitted: list[StepOutput] = []
         try:
-            self._kept += self._step(policy)
+            emitted = self._step(policy)
+            self._kept += emitted
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
@@ -153,7 +155,7 @@ class Cycle:
             self.stats.step_seconds += seconds
             self._watcher.stepped(begin, seconds)
             for listener in self.listeners:
-                listener.stepped(seconds, self.stats.prefill_seconds - prefill)
+                listener.stepped(emitted, seconds, self.stats.prefill_seconds - prefill)
 
     def _step(self, policy: Policy) -> list[StepOutput]:
         while self.waiting and self.slots.admit(self.waiting[0]):
@@ -257,7 +259,7 @@ class Cycle:
             self._watcher.drafted(row, count)
         seconds = time.perf_counter() - begin
         made = [(row, Draft(level, n)) for row, n in zip(rows, counts, strict=True)]
-        for listener in self.listeners:
+        for listener in self._heard():
             listener.drafted(level, made, seconds)
         self.stats.count_pass(level, sum(counts), seconds, max(counts))
         for row, count in zip(rows, counts, strict=True):
@@ -275,7 +277,7 @@ class Cycle:
         reviews = [(row, action) for row, action in reviews if row.slot != NO_SLOT]
         begin = time.perf_counter()
         items = self._review_items(level, reviews)
-        fed = self._fed(level, items) if self.listeners else 0
+        fed = self._fed(level, items) if self._heard() else 0
         self._watcher.reviewing(rows, items)
         try:
             verdicts = self._neural[level].review(items, lenience)
@@ -316,7 +318,7 @@ class Cycle:
         for row, item, verdict in zip(rows, items, verdicts, strict=True):
             self._settle(level, row, item, verdict)
         seconds = self._count_pass(level, rows, begin)
-        for listener in self.listeners:
+        for listener in self._heard():
             listener.reviewed(level, rows, items, verdicts, fed, seconds)
 
     def _count_pass(self, level: int, rows: Sequence[Row], begin: float) -> float:
@@ -327,6 +329,10 @@ class Cycle:
             row.stats.levels[level].count_call(seconds / len(rows))
         self._watcher.passed("review", level, begin, seconds)
         return seconds
+
+    def _heard(self) -> list[Listener]:
+        """Who wants to hear of passes now."""
+        return [each for each in self.listeners if each.listening]
 
     def _fed(self, level: int, items: Sequence[ReviewItem]) -> int:
         """Tokens that a level has to read for a review."""

@@ -51,7 +51,7 @@ class Drafting:
         self._draft_trees(trees)
         end = time.perf_counter()
         seconds = end - begin
-        for listener in self._listeners:
+        for listener in [each for each in self._listeners if each.listening]:
             if chains:
                 listener.drafted(self._level, chains, middle - begin)
             if trees:

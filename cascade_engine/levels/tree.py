@@ -59,6 +59,14 @@ class TokenTree:
         """Tokens on the longest path."""
         return max(self.depths, default=-1) + 1
 
+    def ranks(self, path: Sequence[int]) -> list[int]:
+        """For nodes of a path from the root: how many of the tree's nodes have likelier paths, so
+        that a smaller tree has a node if its rank is below that tree's size."""
+        chances: list[float] = []
+        for prob, parent in zip(self.probs, self.parents, strict=True):
+            chances.append(prob if parent == ROOT else prob * chances[parent])
+        return [sum(chance > chances[node] for chance in chances) for node in path]
+
 
 class TokenTrie:
     """Everything that was drafted behind one row of tokens; grows until the target's review.

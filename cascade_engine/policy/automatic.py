@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cascade_engine.errors import RequestError
 from cascade_engine.policy.base import Action, LevelSet, RowState
-from cascade_engine.policy.learner import Learner, Limits
+from cascade_engine.policy.learner import CascadeLearner, Limits
+from cascade_engine.policy.memory import cache_file
 from cascade_engine.policy.plans import PLAIN
 
 
@@ -21,12 +22,11 @@ from cascade_engine.policy.plans import PLAIN
 class AutoCascade:
     """Chooses levels, draft lengths, tree sizes and lenience while it runs.
 
-    What it learns is kept in the `Learner` that the engine owns; `next_action` is a pure function
-    of the row's state, which carries the plan that the learner made.
+    What it learns is kept in the `CascadeLearner` that an engine starts.
 
-    cache: directory for measured times, a small file for each set of models and machine; "auto" is
+    cache: directory for what was learnt, a small file for each set of models and machine; "auto" is
     CASCADE_CACHE, else ~/.cache/cascade_engine; None keeps nothing. A file that is corrupt or
-    of another machine is ignored, with a note (`Learner.note`).
+    of another machine is ignored, with a note (`CascadeLearner.note`).
     trees: whether trees may be reviewed.
     max_lenience: how lenient drafting levels may become (>= 1; 1: never).
     """
@@ -43,7 +43,7 @@ class AutoCascade:
 
     @property
     def lenience(self) -> float:
-        """Of an engine's first step; from then on `Learner.lenience`."""
+        """Of an engine's first step; from then on `CascadeLearner.lenience`."""
         return 1.0
 
     def check(self, drafting_levels: int) -> None:
@@ -53,5 +53,6 @@ class AutoCascade:
         """Plain decoding: plans are made where it was started."""
         return PLAIN.next_action(row)
 
-    def start(self, levels: LevelSet) -> Learner:
-        return Learner(levels, Limits(self.trees, self.max_lenience), self.cache)
+    def start(self, levels: LevelSet) -> CascadeLearner:
+        path = cache_file(self.cache, levels.key)
+        return CascadeLearner(levels, Limits(self.trees, self.max_lenience), path)

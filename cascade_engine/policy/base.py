@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
@@ -113,7 +114,8 @@ class ReviewSeen(Protocol):
 
     @property
     def tree(self) -> Any:
-        """None: the row's own drafts; else a tree, whose `len` is its nodes."""
+        """None: the row's own drafts; else a tree: `len` is its nodes, and `ranks` tells of nodes
+        on a path how many of the tree's are likelier."""
 
 
 class VerdictSeen(Protocol):
@@ -121,12 +123,30 @@ class VerdictSeen(Protocol):
     def num_accepted(self) -> int:
         """Drafted tokens that were kept, without the level's own."""
 
+    @property
+    def path(self) -> Sequence[int]:
+        """Of a tree: the nodes kept."""
+
+
+class OutputSeen(Protocol):
+    @property
+    def pieces(self) -> Sequence[Any]:
+        """One for each token."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None while the row goes on."""
+
 
 class Listener(Protocol):
     """Hears what an engine does, right after it; changes nothing of what it is given.
 
     `seconds` are those of the pass.
     """
+
+    @property
+    def listening(self) -> bool:
+        """Whether it wants to hear of passes now; of steps it hears in any case."""
 
     def drafted(self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float) -> None:
         """The statistical level was asked for these drafts in one go: chains, or trees. Or a neural
@@ -145,8 +165,11 @@ class Listener(Protocol):
     ) -> None:
         """A level reviewed rows in one pass over `fed` tokens; the rows are as that left them."""
 
-    def stepped(self, seconds: float, prefill_seconds: float) -> None:
-        """An engine step is over: the time of all of it, and of the prompts' passes in it."""
+    def stepped(
+        self, outputs: Sequence[OutputSeen], seconds: float, prefill_seconds: float
+    ) -> None:
+        """An engine step is over: what it emitted, one output for each row; the time of all of it,
+        and of passes over prompts alone in it."""
 
 
 class LevelSet(NamedTuple):
@@ -158,6 +181,8 @@ class LevelSet(NamedTuple):
     """Of each of them: passes over few tokens take about that much longer."""
     key: str
     """Names models, precision and machine: what was learnt is kept under it."""
+    clock: Callable[[], float] = time.perf_counter
+    """In seconds; tells a policy how long it thought."""
 
 
 class Learner(Policy, Listener, Protocol):

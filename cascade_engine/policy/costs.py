@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from bisect import bisect_left
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 TOKENS = (*range(1, 33), *range(36, 65, 4), *range(72, 129, 8))
 """Sizes of passes that are told apart, in tokens over all rows; beyond 128, by factors of 1.25."""
@@ -18,7 +13,6 @@ SLOPE = 0.02
 weights are read once. Optimistic, so that wider passes get tried and measured."""
 PULL = 4.0
 """Passes that a size needs to weigh as much as what the sizes around it tell."""
-FORMAT = 1
 
 
 class PassCosts:
@@ -40,7 +34,7 @@ class PassCosts:
 
     def observe(self, level: int, rows: int, tokens: int, seconds: float, tree: bool) -> None:
         """A pass took `seconds`. A single slow one counts as little more than a slow one."""
-        key = _table(level, tree), _rows(rows)
+        key = _table(level, tree), row_bucket(rows)
         cells = self._tables.setdefault(key, {})
         self._curves.pop(key, None)
         size = _size(tokens)
@@ -55,14 +49,14 @@ class PassCosts:
             return
         ratio = seconds / (cell[0] * self._speed)
         ratio = min(ratio, 4.0 if cell[1] < 4.0 else 1.5)
-        cell[1] = min(cell[1] + 1.0, 24.0)
+        cell[1] = min(cell[1] + 1.0, 12.0)
         cell[0] *= 1.0 + (ratio - 1.0) / cell[1]
         if cell[1] > 4.0:
-            self._speed *= 1.0 + 0.02 * (ratio - 1.0)
+            self._speed *= 1.0 + 0.1 * (min(ratio, 1.25) - 1.0)
 
     def seconds(self, level: int, rows: int, tokens: int, tree: bool = False) -> float:
         """Expected time of a pass; 0 while nothing at all is known."""
-        rows = _rows(rows)
+        rows = row_bucket(rows)
         found = self._measured(_table(level, tree), rows, tokens)
         if found is None and tree:
             found = self._measured(_table(level, False), rows, tokens)
@@ -74,7 +68,7 @@ class PassCosts:
         """Tokens of a pass that its price can be told for: about twice the widest measured one."""
         widest = 1
         for tree in (False, True):
-            cells = self._tables.get((_table(level, tree), _rows(rows)))
+            cells = self._tables.get((_table(level, tree), row_bucket(rows)))
             if cells:
                 widest = max(widest, *cells)
         return 2 * widest + 2 * rows
@@ -104,62 +98,26 @@ class PassCosts:
                 return found * max(self._bytes[level] / max(self._bytes[other], 1), 0.02)
         return 0.0
 
-    def save(self, path: Path, key: str) -> None:
-        """Writes what was measured; a directory that cannot be written to is left alone."""
-        cells = [
+    def cells(self) -> list[list[float]]:
+        """What was measured, as [table, rows, tokens, seconds, weight]."""
+        return [
             [table, rows, size, seconds * self._speed, weight]
             for (table, rows), found in self._tables.items()
             for size, (seconds, weight) in found.items()
         ]
-        content = json.dumps({"format": FORMAT, "key": key, "cells": cells})
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-            with os.fdopen(handle, "w") as file:
-                file.write(content)
-            os.replace(name, path)
-        except OSError:
-            return
 
-    def load(self, path: Path, key: str) -> str | None:
-        """Takes over what an earlier run measured. Returns a note where the file is of no use; it
-        is then as if there were none."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            return f"measured times in {path} are ignored: {error}"
-        try:
-            tables = _checked(content, key)
-        except (KeyError, TypeError, ValueError) as error:
-            return f"measured times in {path} are ignored: {error}"
-        self._tables = tables
+    def restore(self, cells: Iterable[tuple[int, int, int, float, float]]) -> None:
+        """Begins with such cells."""
+        for table, rows, size, seconds, weight in cells:
+            self._tables.setdefault((table, rows), {})[size] = [seconds, weight]
         self._curves.clear()
-        return None
-
-
-def _checked(content: Any, key: str) -> dict[tuple[int, int], dict[int, list[float]]]:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError("not a file of measured times in this format")
-    if content["key"] != key:
-        raise ValueError("they are of other models or another machine")
-    tables: dict[tuple[int, int], dict[int, list[float]]] = {}
-    for table, rows, size, seconds, weight in content["cells"]:
-        if not all(isinstance(value, int) for value in (table, rows, size)):
-            raise ValueError("a cell's numbers are not integers")
-        if not (table >= 0 and rows >= 1 and size >= 1 and 0.0 < seconds < math.inf):
-            raise ValueError(f"a cell is out of range: {(table, rows, size, seconds)}")
-        # Another run may find another load: old times are a beginning, soon outweighed.
-        tables.setdefault((table, rows), {})[size] = [float(seconds), min(float(weight), 4.0)]
-    return tables
 
 
 def _table(level: int, tree: bool) -> int:
     return 2 * level + tree
 
 
-def _rows(rows: int) -> int:
+def row_bucket(rows: int) -> int:
     """1, 2, 3, 4, 6, 8, 12, 16, ...: rows that are told apart."""
     if rows <= 4:
         return max(rows, 1)

@@ -1,4 +1,4 @@
-"""Plans that the automatic policy chooses from, and what each is expected to give."""
+"""Plans that the automatic policy chooses from, and how drafts grow in reviews."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cascade_engine.policy.base import Action, Draft, Review, RowState
+
+Kind = tuple[int, int, bool, bool, int]
+"""Plans of one kind differ in lengths only."""
 
 
 class Plan(NamedTuple):
@@ -29,8 +32,7 @@ class Plan(NamedTuple):
     """Runners-up beside each token of a neural draft, in a tree."""
 
     @property
-    def kind(self) -> tuple[int, int, bool, bool, int]:
-        """What a plan learns about: plans of a kind differ in lengths only."""
+    def kind(self) -> Kind:
         return self.drafter, self.second, self.width > 0, self.tail > 0, self.nodes
 
     def next_action(self, row: RowState) -> Action:
@@ -44,7 +46,7 @@ class Plan(NamedTuple):
             if missing > 0 and row.room >= 1:
                 return self._draft(row, n, drafter, missing, 2)
         if self.nodes:
-            if not row.widened and row.room > 0:
+            if not row.widened:
                 return Draft(n, min(self.nodes, row.room), self.nodes)
             return Review(0, self.nodes)
         unseen = row.length - max(vouched, row.frontier[0])

@@ -7,6 +7,7 @@ the text: there levels agree with one another, or not, as drawn.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class World:
 
     def levels(self) -> LevelSet:
         hints = self.hints or tuple(round(1e6 * weight) for weight in self.weights)
-        return LevelSet(self.neural, hints, "simulated")
+        return LevelSet(self.neural, hints, "simulated", lambda: 0.0)
 
 
 class Text:
@@ -136,6 +137,8 @@ class SimulatedRow:
     exhausted: bool = False
     nodes: int = 0
     reviews: int = 0
+    emitted: int = 0
+    """By the last one of the target's."""
 
     @property
     def length(self) -> int:
@@ -156,11 +159,33 @@ class SimulatedRow:
 class Reviewed(NamedTuple):
     frontier: int
     length: int
-    tree: range | None
+    tree: Branches | None
 
 
 class Kept(NamedTuple):
     num_accepted: int
+    path: Sequence[int] = ()
+
+
+class Emitted(NamedTuple):
+    pieces: Sequence[int]
+    finish_reason: str | None
+
+
+class Branches(NamedTuple):
+    """A reviewed tree of so many nodes. Numbers of nodes: the row's own drafts, then the others of
+    the right path."""
+
+    nodes: int
+    drafted: int
+    branch_ranks: Sequence[int]
+
+    def __len__(self) -> int:
+        return self.nodes
+
+    def ranks(self, path: Sequence[int]) -> list[int]:
+        d = self.drafted
+        return [node if node < d else self.branch_ranks[node - d] for node in path]
 
 
 class Simulation:
@@ -194,6 +219,7 @@ class Simulation:
 
     def step(self) -> None:
         """One step of the engine: all rows draft, then the target reviews them in one pass."""
+        begin = self.elapsed
         deciding = [row for row in self.rows if row.frontier[0] < self._goal]
         while True:
             actions = [(row, self.policy.next_action(row.state())) for row in deciding]
@@ -208,8 +234,15 @@ class Simulation:
             self._review(level, [(row, a) for row, a in reviews if a.level == level])
             if level == 0:
                 break
+        outputs = [
+            Emitted(range(row.emitted), "length" if row.frontier[0] >= self._goal else None)
+            for row in deciding
+        ]
         for listener in self.listeners:
-            listener.stepped(0.0, 0.0)
+            listener.stepped(outputs, self.elapsed - begin, 0.0)
+
+    def _heard(self) -> list[Listener]:
+        return [each for each in self.listeners if each.listening]
 
     def _single(self, action: Action) -> Action:
         alone = isinstance(action, Draft) and action.level < self.world.neural
@@ -232,7 +265,7 @@ class Simulation:
             for _ in range(action.tokens):
                 row.tokens.append(row.text.token(n, row.tokens, row.length))
         seconds = self._pass(n, total, any(action.nodes for _, action in drafts))
-        for listener in self.listeners:
+        for listener in self._heard():
             listener.drafted(n, drafts, seconds)
 
     def _review(self, level: int, reviews: Sequence[tuple[SimulatedRow, Review]]) -> None:
@@ -244,23 +277,26 @@ class Simulation:
                 else (max(row.length - row.cached[level], 1))
             )
         seconds = self._pass(level, fed, any(action.nodes for _, action in reviews))
-        items = [
-            Reviewed(row.frontier[level], row.length, range(action.nodes) if action.nodes else None)
-            for row, action in reviews
-        ]
-        verdicts = [Kept(self._judge(row, level, action.nodes)) for row, action in reviews]
+        judged = [self._judge(row, level, action.nodes) for row, action in reviews]
+        items, verdicts = [item for item, _ in judged], [verdict for _, verdict in judged]
         rows = [row for row, _ in reviews]
-        for listener in self.listeners:
+        for listener in self._heard():
             listener.reviewed(level, rows, items, verdicts, fed, seconds)
 
-    def _judge(self, row: SimulatedRow, level: int, nodes: int) -> int:
-        """Tokens that are kept."""
+    def _judge(self, row: SimulatedRow, level: int, nodes: int) -> tuple[Reviewed, Kept]:
+        path: Sequence[int] = ()
+        item = Reviewed(row.frontier[level], row.length, None)
         start = row.frontier[level] - row.frontier[0]
         kept = start
         if level == 0:
             while kept < len(row.tokens) and row.tokens[kept] == 0:
                 kept += 1
-            accepted = kept + (_rescued(row, kept, nodes) if nodes else 0)
+            accepted = kept
+            if nodes:
+                ranks, drafted = _branch_ranks(row, kept, nodes), len(row.tokens)
+                accepted += len(ranks)
+                path = [*range(kept), *range(drafted, drafted + len(ranks))]
+                item = item._replace(tree=Branches(max(nodes, drafted), drafted, ranks))
         else:
             own = row.text.token
             while kept < len(row.tokens) and row.tokens[kept] == own(
@@ -274,6 +310,7 @@ class Simulation:
             row.frontier = [end] * len(row.frontier)
             row.tokens, row.nodes = [], 0
             row.reviews += 1
+            row.emitted = accepted + 1
             self.emitted += accepted + 1
         else:
             del row.tokens[kept:]
@@ -283,18 +320,18 @@ class Simulation:
                 row.frontier[i] = row.length
         for i in range(len(row.cached)):
             row.cached[i] = known if i == level else min(row.cached[i], known)
-        return accepted - start
+        return item, Kept(accepted - start, path)
 
 
-def _rescued(row: SimulatedRow, kept: int, nodes: int) -> int:
-    """Tokens that branches add behind the kept drafts: a tree spends nodes on each depth up to the
-    rank of the right token, half as many again on others."""
-    spare, found = float(nodes - len(row.tokens)), 0
+def _branch_ranks(row: SimulatedRow, kept: int, nodes: int) -> list[int]:
+    """Of the tokens that branches add behind the kept drafts: a tree spends nodes on each depth up
+    to the rank of the right token, half as many again on others."""
+    used, found = float(len(row.tokens)), list[int]()
     while True:
-        spare -= 1.5 * (row.text.rank[row.frontier[0] + kept + found] + 1)
-        if spare < 0.0:
+        used += 1.5 * (row.text.rank[row.frontier[0] + kept + len(found)] + 1)
+        if used > nodes:
             return found
-        found += 1
+        found.append(math.ceil(used) - 1)
 
 
 def throughput(

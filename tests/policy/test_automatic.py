@@ -1,26 +1,18 @@
-"""AutoCascade in simulated worlds, where the best fixed setting can be searched for."""
+"""AutoCascade in simulated worlds, where the best fixed setting was searched for."""
 
 from __future__ import annotations
 
-import random
+import dataclasses
+import statistics
 
 import pytest
 
 from cascade_engine.errors import RequestError
-from cascade_engine.policy import (
-    AutoCascade,
-    Draft,
-    FixedCascade,
-    LevelSet,
-    PlainDecoding,
-    Policy,
-    Review,
-    RowState,
-)
-from cascade_engine.policy.learner import RowRecord
-from cascade_engine.policy.plans import PLAIN, Plan, renewal
+from cascade_engine.policy import AutoCascade, Draft, LevelSet, PlainDecoding, Review, RowState
+from cascade_engine.policy.learner import CascadeLearner, Surprise
+from cascade_engine.policy.plans import Plan, renewal
 from cascade_engine.policy.simulator import (
-    FAR,
+    Emitted,
     Kept,
     Regime,
     Reviewed,
@@ -28,107 +20,42 @@ from cascade_engine.policy.simulator import (
     Simulation,
     Text,
     World,
-    search,
     throughput,
+)
+from tests.policy.worlds import (
+    BEST,
+    adversarial_world,
+    best_setting,
+    fixed_settings,
+    random_world,
+    texts,
 )
 
 AUTO = AutoCascade(cache=None)
-MEAN, WORST = 0.93, 0.72
-"""Of 50 worlds, each begun cold and seen once: the mean share of the best fixed setting's rate, and
-the least. The best is the highest of 30 to 80 draws, itself a little lucky."""
 TEXT = Text(World((1.0,), (Regime((), 0.5, 0.5),)), 0, 100)
-LEVELS = LevelSet(2, (1000, 100), "test")
-
-
-def random_world(seed: int) -> World:
-    """0 to 2 drafts of any quality, 1 to 3 kinds of text, review costs flat to steep."""
-    rng = random.Random(seed)
-    drafts = rng.choice([0, 1, 1, 1, 2])
-    weights = [1.0]
-    for _ in range(drafts):
-        weights.append(weights[-1] * rng.uniform(0.08, 0.45))
-    kinds = rng.choice([1, 1, 1, 2, 3])
-    regimes = []
-    for _ in range(kinds):
-        first = rng.uniform(0.3, 0.95)
-        agreement = (first, first * rng.uniform(0.6, 1.0))
-        regimes.append(
-            Regime(
-                agreement[:drafts],
-                rng.choice([0.0, 0.1, 0.3, 0.6]),
-                rng.uniform(0.05, 0.6),
-                rng.uniform(4.0, 30.0),
-                FAR if kinds == 1 else rng.randint(200, 1000),
-            )
-        )
-    return World(
-        tuple(weights),
-        tuple(regimes),
-        token_cost=rng.uniform(0.003, 0.06),
-        knee=rng.choice([8, 16, 32, 64]),
-        beyond=rng.uniform(0.02, 0.15),
-        table_cost=rng.uniform(0.005, 0.03),
-        noise=0.05,
-    )
-
-
-def fixed_settings(drafts: int) -> list[Policy]:
-    """Every kind of cascade, with lengths spread over what is sensible."""
-    size = drafts + 1
-
-    def cascade(entries: dict[tuple[int, int], int], tree: int = 0) -> FixedCascade:
-        rows = [[entries.get((i, j), 0) for j in range(size)] for i in range(size)]
-        return FixedCascade(rows, tree=tree, siblings=2 if tree and drafts else 0)
-
-    last = size - 1
-    found: list[Policy] = [PlainDecoding()]
-    found += [cascade({(0, last): k, (last, last): k}) for k in (1, 2, 4, 6, 8, 12, 16)]
-    found += [cascade({}, tree) for tree in (8, 16, 32, 64)]
-    for drafter in range(1, size):
-        for length in (1, 2, 3, 4, 6, 8, 12):
-            for width in (0, 4, 8):
-                entries = {(0, drafter - 1): length, (last, last): width or 4}
-                if width:
-                    entries[drafter, last] = width
-                found.append(cascade(entries))
-            if length <= 4:
-                found.append(cascade({**entries, (0, last): 4}))
-                found.append(cascade({(0, drafter - 1): length}, 32))
-    if drafts == 2:
-        for length in (3, 6, 10):
-            found += [cascade({(0, 0): length, (1, 1): k, (2, 2): 6}) for k in (2, 4)]
-    return found
-
-
-def adversarial_world(seed: int) -> World:
-    """Drafts that never pay: wrong, dear, or reviewed at the price of so many passes."""
-    rng = random.Random(1000 + seed)
-    noise, table = rng.choice([0.0, 0.1]), rng.uniform(0.005, 0.03)
-    useless = Regime((0.02, 0.01), 0.0, 0.02)
-    match seed % 4:
-        case 0:
-            return World((1.0, rng.uniform(0.1, 0.5)), (useless,), noise=noise, table_cost=table)
-        case 1:  # right, but as slow as the target
-            dear = Regime((0.9, 0.9), 0.0, 0.02)
-            return World((1.0, rng.uniform(0.9, 1.1)), (dear,), noise=noise, table_cost=table)
-        case 2:  # every token of a review costs a pass
-            good = Regime((0.6, 0.5), 0.1, 0.3)
-            return World((1.0, 0.5), (good,), token_cost=0.9, knee=2, beyond=0.9, noise=noise)
-        case _:  # promising at first, and told to be cheap
-            promising = Regime((0.9, 0.9), 0.5, 0.5, tokens=100)
-            texts = (promising, Regime((0.02, 0.01), 0.0, 0.02, tokens=1900))
-            return World((1.0, 0.4, 0.2), texts, noise=noise, hints=(1000, 10, 1))
+LEVELS = LevelSet(2, (1000, 100), "test", lambda: 0.0)
+HARD, EASY = Regime((0.02,), 0.0, 0.02), Regime((0.95,), 0.9, 0.9)
 
 
 def test_random_worlds_against_the_best_fixed_setting() -> None:
+    """2,000 tokens, begun cold. In single worlds the best is hard to tell from the next ones."""
     shares = []
-    for seed in range(50):
+    for seed, best in enumerate(BEST):
         world = random_world(seed)
-        best, _ = search(world, fixed_settings(world.neural - 1), [seed], short=120, finalists=2)
-        shares.append(throughput(world, AUTO, [seed]) / best)
-    shares.sort()
-    assert sum(shares) / len(shares) >= MEAN, shares
-    assert shares[0] >= WORST, shares
+        fixed = fixed_settings(world.neural - 1)[best]
+        shares.append(throughput(world, AUTO, [seed]) / throughput(world, fixed, [seed]))
+    assert statistics.fmean(shares) >= 0.97, sorted(shares)
+    assert min(shares) >= 0.78, sorted(shares)
+
+
+@pytest.mark.parametrize("seed", [2, 14])
+def test_the_best_settings_are_the_best(seed: int) -> None:
+    world = random_world(seed)
+    settings = fixed_settings(world.neural - 1)
+    found, named = (
+        throughput(world, settings[i], texts(seed)) for i in (best_setting(seed), BEST[seed])
+    )
+    assert named == pytest.approx(found)
 
 
 def test_adversarial_worlds_against_plain_decoding() -> None:
@@ -136,8 +63,16 @@ def test_adversarial_worlds_against_plain_decoding() -> None:
     for seed in range(20):
         world = adversarial_world(seed)
         shares.append(throughput(world, AUTO, [seed]) / throughput(world, PlainDecoding(), [seed]))
-    assert sum(shares) / len(shares) >= 0.97, shares
-    assert min(shares) >= 0.95, shares
+    assert statistics.fmean(shares) >= 0.97, sorted(shares)
+    assert min(shares) >= 0.96, sorted(shares)
+
+
+@pytest.mark.parametrize("regimes", [(HARD,), (EASY,)])
+def test_rows_share_passes(regimes: tuple[Regime, ...]) -> None:
+    """Eight rows: wide reviews get dear, and what pays for one row need not pay here."""
+    world = World((1.0, 0.1), regimes, token_cost=0.02, knee=16, beyond=0.05)
+    plain = throughput(world, PlainDecoding(), [1], 400, 8)
+    assert throughput(world, AUTO, [1], 400, 8) >= (0.96 if regimes == (HARD,) else 1.8) * plain
 
 
 def test_renewal_by_enumeration() -> None:
@@ -191,32 +126,58 @@ def test_room_never_decides_who_reviews_a_drafted_token() -> None:
     assert nested(RowState((5, 5, 8), 8, 1)) == Review(1)
 
 
-def test_each_row_finds_its_own_plan() -> None:
-    """Two rows of one engine: one repeats itself, one does not."""
-    learner = AutoCascade(cache=None, trees=False).start(LevelSet(1, (1000,), "test"))
-    copying, other = SimulatedRow(TEXT, [0]), SimulatedRow(TEXT, [0])
-    drafting = []
-    for _ in range(300):
-        for row, kept in ((copying, 1.0), (other, 0.0)):
-            action = learner.next_action(row.state())
-            tail = 0
-            if isinstance(action, Draft):
-                tail = action.tokens
-                learner.drafted(1, [(row, action)], 1e-5)
-            seconds = 1e-3 * (1.0 + 0.05 * tail)
-            item, verdict = Reviewed(0, tail, None), Kept(int(kept * tail))
-            learner.reviewed(0, [row], [item], [verdict], tail + 1, seconds)
-        drafting.append(tail > 0)
-    assert copying.record.plan.tail >= 4
-    assert sum(drafting[100:]) < 40
+def test_lenience_follows_the_target_within_bounds() -> None:
+    learner = AutoCascade(cache=None, max_lenience=2.0).start(LEVELS)
+    learner._plan = Plan(drafter=1, tokens=4, width=4)
+    ends = learner._known.ends[0, 1]
+
+    def reviews(kept: int) -> None:
+        for _ in range(400):
+            ends.add(kept, kept < 4)
+            learner._adapt_lenience()
+            assert 1.0 <= learner.lenience <= 2.0
+
+    reviews(4)
+    assert learner.lenience == 2.0
+    ends.scale(0.0)
+    reviews(0)
+    assert learner.lenience == 1.0
+
+
+def test_probing_goes_on_when_nothing_pays() -> None:
+    """A text that becomes easy after 600 hard tokens is noticed."""
+    texts = dataclasses.replace(HARD, tokens=600), dataclasses.replace(EASY, tokens=3000)
+    simulation = Simulation(World((1.0, 0.1), texts), AUTO, 1, 3000)
+    simulation.run()
+    assert simulation.rows[0].reviews < 600 + 2400 / 1.5
+
+
+def test_a_text_that_becomes_hard_is_noticed_soon() -> None:
+    texts = dataclasses.replace(EASY, tokens=2000), HARD
+    simulation = Simulation(World((1.0, 0.1), texts), AUTO, 1, 2400)
+    while simulation.rows[0].frontier[0] < 2000:
+        simulation.step()
+    begin = simulation.elapsed
+    simulation.run()
+    assert (simulation.elapsed - begin) / 400 < 1.25  # of a plain pass
+
+
+def test_surprise_is_great_where_reviews_disagree_with_their_plan() -> None:
+    expected, worse = Surprise(), Surprise()
+    for i in range(20):
+        expected.add(2, 4.0, 5 if i % 2 else 11)
+        worse.add(2, 4.0, 2)
+    assert not expected.is_great()
+    assert worse.is_great()
+    assert not Surprise().is_great()
 
 
 def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
     """Three tokens drafted in one go, then judged, against three reviews of nothing."""
-    learners = [AutoCascade(cache=None).start(LEVELS) for _ in range(2)]
+    learners = [AUTO.start(LEVELS) for _ in range(2)]
     for at_once, learner in zip((True, False), learners, strict=True):
-        row = SimulatedRow(TEXT, [0, 0])
-        row.cached = [0, 0]
+        learner._plan = Plan(drafter=1, tokens=3)
+        row = SimulatedRow(TEXT, [0, 0], cached=[0, 0])
         for kept in (3, 1, 2):
             start = row.frontier[0]
             for drafted in range(1, 4):
@@ -230,41 +191,44 @@ def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
             item = Reviewed(start, start + 3, None)
             row.tokens, row.frontier = [], [start + kept + 1] * 2
             learner.reviewed(0, [row], [item], [Kept(kept)], 4, 1e-2)
-    ours, expected = (
-        {key: (counts.kept, counts.seen) for key, counts in each._shared.items()}
-        for each in learners
-    )
-    assert ours == expected != {}
+    found, expected = (each._known.ends[0, 1] for each in learners)
+    assert (found.rejected, found.open) == (expected.rejected, expected.open)
+    assert found.rejected[1] == found.rejected[2] == found.open[3] == 1.0
     assert learners[0].costs.seconds(1, 1, 1) == pytest.approx(learners[1].costs.seconds(1, 1, 1))
-    assert learners[0]._clock == pytest.approx(learners[1]._clock)
 
 
-def test_lenience_follows_the_target_within_bounds() -> None:
-    learner = AutoCascade(cache=None, max_lenience=2.0).start(LEVELS)
-    record = RowRecord(PLAIN, 0)
-    plan = Plan(drafter=1, tokens=4, width=4)
-
-    def reviews(kept: int) -> None:
-        for _ in range(400):
-            learner._add(record, (0, 1, 0), kept, kept < 4)
-            learner._adapt_lenience(plan)
-            assert 1.0 <= learner.lenience <= 2.0
-
-    reviews(4)
-    assert learner.lenience == 2.0
-    learner._shared.clear()
-    reviews(0)
-    assert learner.lenience == 1.0
+def planned(learner: CascadeLearner, ended: float) -> int:
+    """Tokens that a learner drafts for a table that is always right, where so many rows end."""
+    learner._known.ends[0, 1].add(20, False)
+    learner._known.ends[0, 1].scale(100.0)
+    learner._known.ended, learner._known.emitted = ended, 1000.0
+    for tokens in (1, 8, 16, 24):
+        for _ in range(8):
+            learner.costs.observe(0, 1, tokens, 1.0 + 0.04 * tokens, False)
+            learner.costs.observe(1, 1, tokens, 0.01, False)
+    learner._look(1)
+    return learner._plan.tail
 
 
-def test_probing_goes_on_when_nothing_pays() -> None:
-    """A text that becomes easy after 600 hard tokens is noticed."""
-    hard = Regime((0.02,), 0.0, 0.02, tokens=600)
-    easy = Regime((0.95,), 0.9, 0.9, tokens=3000)
-    world = World((1.0, 0.1), (hard, easy))
-    simulation = Simulation(world, AUTO, 1, 3000)
-    simulation.run()
-    assert simulation.rows[0].reviews < 600 + 2400 / 1.5
+def test_what_is_drafted_behind_an_end_is_lost() -> None:
+    levels = LevelSet(1, (1000,), "test", lambda: 0.0)
+    policy = AutoCascade(cache=None, trees=False)
+    assert planned(policy.start(levels), 0.0) > planned(policy.start(levels), 200.0) > 0
+
+
+def test_short_steps_pass_unheard() -> None:
+    """Hearing of a step takes microseconds: of steps that take hardly more it hears some."""
+    heard = {}
+    for seconds in (1e-4, 1e-1):
+        learner, row = AUTO.start(LEVELS), SimulatedRow(TEXT, [0, 0])
+        heard[seconds] = 0
+        for _ in range(1000):
+            if learner.listening:
+                heard[seconds] += 1
+                learner.reviewed(0, [row], [Reviewed(0, 0, None)], [Kept(0)], 1, seconds)
+            learner.stepped([Emitted(range(1), None)], seconds, 0.0)
+    assert heard[1e-4] < 300
+    assert heard[1e-1] == 1000
 
 
 def test_policies_say_no_clearly() -> None:
