@@ -75,7 +75,11 @@ def unpack_linear(weight: LinearWeight) -> torch.Tensor:
     if weight.memory.dtype == torch.float32:
         blocks = weight.memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
     else:
-        pairs = weight.memory.view(-1, (k + 1) // 2, _C.BLOCK_COLUMNS, 2).transpose(1, 2)
+        if weight.memory.dtype == torch.int8:
+            halves = weight.memory.view(-1, (k + 1) // 2, 2, 2, _C.BLOCK_COLUMNS // 2)
+            pairs = halves.permute(0, 2, 4, 1, 3)
+        else:
+            pairs = weight.memory.view(-1, (k + 1) // 2, _C.BLOCK_COLUMNS, 2).transpose(1, 2)
         blocks = pairs.reshape(-1, _C.BLOCK_COLUMNS, (k + 1) // 2 * 2)
     dense = blocks.reshape(-1, blocks.shape[-1])[:n, :k]
     return dense if weight.scales is None else dense * weight.scales[:n, None].double()

@@ -29,15 +29,15 @@ void packed_row(const EmbeddingArgs& args, int64_t id, float* out) {
     for (int64_t i = 0; i < k; ++i) out[i] = in[i * kBlockColumns];
     return;
   }
-  const int64_t first = block * ((k + 1) / 2) * kBlockColumns * 2 + column * 2;
+  const int64_t first = block * ((k + 1) / 2) * kBlockColumns * 2;
   if (args.table.dtype == DType::i8) {
     const int8_t* in = static_cast<const int8_t*>(args.table.data) + first;
     const float scale = args.table.scales[id];
     for (int64_t i = 0; i < k; ++i)
-      out[i] = static_cast<float>(in[i / 2 * kBlockColumns * 2 + i % 2]) * scale;
+      out[i] = static_cast<float>(in[byte_in_block(column, i)]) * scale;
     return;
   }
-  const bf16* in = static_cast<const bf16*>(args.table.data) + first;
+  const bf16* in = static_cast<const bf16*>(args.table.data) + first + column * 2;
   for (int64_t i = 0; i < k; ++i) out[i] = to_float(in[i / 2 * kBlockColumns * 2 + i % 2]);
 }
 

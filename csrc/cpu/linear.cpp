@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kGroupRows = 112;       // rows whose sums wait on the stack between slabs
 constexpr int64_t kPackSlab = 256;    // steps of x packed in one go
-constexpr int kPrefetchBytes = 6144;  // how far ahead the only tile of a block reads
+constexpr int kPrefetchBytes = 9216;  // how far ahead the only tile of a block reads
 // Of the blocks: few restarts, and a late worker costs little.
 constexpr int64_t kPiecesPerWorker = 3;
 

@@ -51,8 +51,8 @@ struct TileArgs {
 // the slab to come, to the second cache, because this slab still fills the first.
 enum class Prefetch { own, next };
 
-// Sixteen columns of a step as floats, the even or the odd element of each pair. Bytes become
-// floats exactly, and these pairs of bf16 exactly.
+// Sixteen columns of a step as floats, the even or the odd element of each pair; of i8 the even
+// ones lie before the odd ones. Bytes become floats exactly, and these pairs of bf16 exactly.
 #if defined(__AVX512F__)
 static inline f32x16 load_even(const char* w) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(w), 16))};
@@ -61,18 +61,16 @@ static inline f32x16 load_odd(const char* w) {
   return {_mm512_castsi512_ps(
       _mm512_and_si512(_mm512_loadu_si512(w), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
-static inline __m512i load_byte_pairs(const char* w) {
-  return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+static inline f32x16 load_bytes(const char* w) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
 }
-static inline f32x16 load_even_bytes(const char* w) {
-  return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(load_byte_pairs(w), 24), 24))};
-}
-static inline f32x16 load_odd_bytes(const char* w) {
-  return {_mm512_cvtepi32_ps(_mm512_srai_epi32(load_byte_pairs(w), 8))};
+static inline __m512i join_pairs(f32x16 even, f32x16 odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
+  return _mm512_or_si512(low, _mm512_castps_si512(odd.v));
 }
 static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
-  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
-  _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_castps_si512(odd.v)));
+  _mm512_storeu_si512(out, join_pairs(even, odd));
 }
 #elif defined(__AVX2__)
 static inline __m256i load_half(const char* w) {
@@ -87,18 +85,12 @@ static inline f32x16 load_odd(const char* w) {
   return {_mm256_castsi256_ps(_mm256_and_si256(load_half(w), high)),
           _mm256_castsi256_ps(_mm256_and_si256(load_half(w + 32), high))};
 }
-static inline __m256i load_byte_pairs(const char* w) {
-  return _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
-}
-static inline __m256 even_bytes(__m256i pairs) {
-  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, 24), 24));
-}
-static inline f32x16 load_even_bytes(const char* w) {
-  return {even_bytes(load_byte_pairs(w)), even_bytes(load_byte_pairs(w + 16))};
-}
-static inline f32x16 load_odd_bytes(const char* w) {
-  return {_mm256_cvtepi32_ps(_mm256_srai_epi32(load_byte_pairs(w), 8)),
-          _mm256_cvtepi32_ps(_mm256_srai_epi32(load_byte_pairs(w + 16), 8))};
+static inline f32x16 load_bytes(const char* w) {
+  const auto widen = [](const char* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  };
+  return {widen(w), widen(w + 8)};
 }
 static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
   const auto join = [](__m256 low, __m256 high) {
@@ -123,16 +115,10 @@ static inline f32x16 load_even(const char* w) {
 static inline f32x16 load_odd(const char* w) {
   return load_bits(w, 0xffff0000u, 0);
 }
-static inline f32x16 load_bytes(const char* w, int lane) {
+static inline f32x16 load_bytes(const char* w) {
   f32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(static_cast<int8_t>(w[2 * i + lane]));
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(static_cast<int8_t>(w[i]));
   return r;
-}
-static inline f32x16 load_even_bytes(const char* w) {
-  return load_bytes(w, 0);
-}
-static inline f32x16 load_odd_bytes(const char* w) {
-  return load_bytes(w, 1);
 }
 static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
   uint32_t low[16], high[16];
@@ -148,15 +134,12 @@ static inline const float* floats(const char* p) {
 }
 
 #if defined(__AVX512BF16__)
-static inline __m512 widen_bytes(const char* w) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
 // Sixteen pairs of bf16.
 template <Mode kMode>
 static inline __m512bh load_pairs(const char* w) {
   if constexpr (step_bytes(kMode) == 64)
-    return _mm512_cvtne2ps_pbh(widen_bytes(w + 16), widen_bytes(w));
+    // Not _mm512_cvtne2ps_pbh, which needs the units that multiply.
+    return (__m512bh)join_pairs(load_bytes(w), load_bytes(w + 16));
   else
     return (__m512bh)_mm512_loadu_si512(w);
 }
@@ -188,9 +171,9 @@ static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x, 
         else if constexpr (kMode == Mode::pairs)
           weights[v] = lane == 0 ? load_odd(at) : load_even(at);
         else
-          weights[v] = lane == 0 ? load_odd_bytes(at) : load_even_bytes(at);
+          weights[v] = load_bytes(lane == 0 ? at + 16 : at);
         if (kMode == Mode::widening && lane == 0)
-          store_pairs(wide + 64 * v, load_even_bytes(at), weights[v]);
+          store_pairs(wide + 64 * v, load_bytes(at), weights[v]);
       }
       for (int r = 0; r < R; ++r) {
         const f32x16 value = set1(x[lane * R + r]);

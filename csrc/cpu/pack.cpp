@@ -45,13 +45,13 @@ void quantise_row(const void* data, int64_t row, const PackedMatrix& target, int
   }
   const float scale = largest / 127.0f;
   target.scales[target_row] = scale;
-  int8_t* out = static_cast<int8_t*>(const_cast<void*>(target.data)) +
-                block * pairs * kBlockColumns * 2 + column * 2;
+  int8_t* out =
+      static_cast<int8_t*>(const_cast<void*>(target.data)) + block * pairs * kBlockColumns * 2;
   for (int64_t i = 0; i < k; ++i) {
     // Near the smallest numbers the scale is inexact, and may even be zero.
     const float steps = scale > 0.0f ? read<source>(data, row * k + i) / scale : 0.0f;
     const float bounded = std::fmin(std::fmax(steps, -127.0f), 127.0f);
-    out[i / 2 * kBlockColumns * 2 + i % 2] = static_cast<int8_t>(std::nearbyintf(bounded));
+    out[byte_in_block(column, i)] = static_cast<int8_t>(std::nearbyintf(bounded));
   }
 }
 

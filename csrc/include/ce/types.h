@@ -41,7 +41,8 @@ inline constexpr int kAttentionChunk = 256;
 // A weight matrix W [n, k] (y = x W^T) in the layout that `linear` streams, blocks of 32 outputs:
 //   f32:  [ceil(n / 32)][k][32]               element (b, i, c)    = W[32 b + c][i]
 //   bf16: [ceil(n / 32)][ceil(k / 2)][32][2]  element (b, i, c, j) = W[32 b + c][2 i + j]
-//   i8:   as bf16, integers -127..127; W[r][i] is the integer times scales[r]
+//   i8:   [ceil(n / 32)][ceil(k / 2)][2][2][16], integers -127..127:
+//         element (b, i, h, j, c) times scales[r] = W[r][2 i + j], r = 32 b + 16 h + c
 // Entries past n or k are zero.
 struct PackedMatrix {
   const void* data = nullptr;
@@ -54,6 +55,11 @@ struct PackedMatrix {
 inline constexpr int64_t packed_elements(int64_t n, int64_t k, DType dtype) {
   const int64_t blocks = (n + kBlockColumns - 1) / kBlockColumns;
   return blocks * kBlockColumns * (dtype == DType::f32 ? k : (k + 1) / 2 * 2);
+}
+
+// Where an i8 matrix has column `column` (0..31) of a block at `i` of k.
+inline constexpr int64_t byte_in_block(int64_t column, int64_t i) {
+  return i / 2 * 2 * kBlockColumns + column / 16 * 32 + i % 2 * 16 + column % 16;
 }
 
 // Nodes of one drafted tree: an ancestor word has a bit for each.
