@@ -124,6 +124,9 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--n", type=int, default=1, help="samples of the prompt")
     group.add_argument("--prediction", metavar="FILE", help="an expected answer to draft from")
+    group.add_argument(
+        "--decoder-prefix", metavar="TEXT", help="how an encoder-decoder's answer begins"
+    )
 
 
 def _add_stops(group: argparse._ArgumentGroup) -> None:
@@ -218,6 +221,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         stop=args.stop,
         logprobs=args.logprobs,
         prediction=prediction,
+        decoder_prefix=args.decoder_prefix,
     )
 
 

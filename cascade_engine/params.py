@@ -76,6 +76,10 @@ class SamplingParams:
     prediction: str | Sequence[int] | None = None
     """An expected answer (the text being edited, say): drafted from before anything else."""
 
+    decoder_prefix: str | Sequence[int] | None = None
+    """How an encoder-decoder's answer begins: fed to the decoder behind its start token, and no
+    part of the output."""
+
     def __post_init__(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1)
         _check_int("n", self.n, 1)
@@ -124,8 +128,10 @@ class SamplingParams:
         for i, token in enumerate(ids):
             _check_int(f"stop_token_ids[{i}]", token, 0)
         object.__setattr__(self, "stop_token_ids", ids)
-        if self.prediction is not None and not isinstance(self.prediction, str):
-            object.__setattr__(self, "prediction", tuple(self.prediction))
+        for name in ("prediction", "decoder_prefix"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
 
 
 def _check_int(name: str, value: object, low: int) -> None:

@@ -21,9 +21,10 @@ def prefix_key(parent: bytes, tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest()
 
 
-def extend_keys(keys: list[bytes], tokens: Sequence[int]) -> None:
-    """Adds the keys of the next whole pages, whose tokens are `tokens`; a rest is left out."""
-    parent = keys[-1] if keys else NO_TOKENS
+def extend_keys(keys: list[bytes], tokens: Sequence[int], root: bytes = NO_TOKENS) -> None:
+    """Adds the keys of the next whole pages, whose tokens are `tokens`, behind the prefix `root`; a
+    rest is left out."""
+    parent = keys[-1] if keys else root
     for begin in range(0, len(tokens) - PAGE_TOKENS + 1, PAGE_TOKENS):
         parent = prefix_key(parent, tokens[begin : begin + PAGE_TOKENS])
         keys.append(parent)

@@ -55,8 +55,7 @@ class Engine:
         """How each model was loaded, for people to read."""
         self.eos_ids = loaded.eos_ids
         """Tokens that end an answer."""
-        reuse = reuse_cache and loaded.decoder_start is None  # an encoder looks both ways
-        self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse, prefill_tokens)
+        self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse_cache, prefill_tokens)
         self._requests = RequestBuilder(
             loaded.tokenizer,
             loaded.eos_ids,
@@ -180,6 +179,11 @@ class Engine:
     def level_names(self) -> list[str]:
         """Level 0 is the target, the last one is statistical."""
         return [*(level.name for level in self.neural), self.statistical.name]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompts; `decoder_prefix` is for such targets."""
+        return self._requests.decoder_start is not None
 
     # Requests
 
@@ -379,8 +383,7 @@ class Engine:
     def _new_rows(
         self, prompt: Prompt, params: SamplingParams | None, request_id: str
     ) -> list[Row]:
-        token_ids = self._requests.encode(prompt)
-        rows = self._requests.rows(request_id, token_ids, params or SamplingParams())
+        rows = self._requests.rows(request_id, prompt, params or SamplingParams())
         if not self._cycle.slots.could_hold(rows[0]):
             raise CapacityError(
                 f"a row of {rows[0].limit} tokens (prompt and max_tokens) does not fit the "

@@ -31,29 +31,10 @@ class RequestBuilder:
     decoder_start: int | None = None
     """Of an encoder-decoder: the token that follows the prompt, which the encoder reads."""
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; raises RequestError for one that is empty or not in the
-        vocabulary, CapacityError for one that leaves no room for an answer."""
-        token_ids = self._token_ids("prompt", prompt)
-        if not token_ids:
-            raise RequestError("the prompt is empty: give at least one token")
-        if self.decoder_start is not None:
-            token_ids.append(self.decoder_start)
-            if len(token_ids) >= self.context:
-                raise CapacityError(
-                    f"the encoder's input has {len(token_ids) - 1} tokens, which leaves no room "
-                    f"for an answer in a row of {self.context}, input and answer together: shorten "
-                    "it or raise max_context"
-                )
-        if len(token_ids) >= self.context:
-            raise CapacityError(
-                f"the prompt has {len(token_ids)} tokens, which leaves no room for an answer in a "
-                f"context of {self.context}: shorten it"
-            )
-        return token_ids
-
-    def rows(self, request_id: str, prompt: list[int], params: SamplingParams) -> list[Row]:
-        """One row for each of the request's samples."""
+    def rows(self, request_id: str, prompt: Prompt, params: SamplingParams) -> list[Row]:
+        """One row for each of the request's samples. Raises RequestError for a prompt that is empty
+        or not in the vocabulary, CapacityError for one that leaves no room for an answer."""
+        token_ids, source = self._encode(prompt, params.decoder_prefix)
         for name in ("stop_token_ids", "logit_bias"):
             for token in getattr(params, name):
                 if token >= self.vocab_size:
@@ -67,7 +48,7 @@ class RequestBuilder:
             ids = self._token_ids("prediction", params.prediction)
             prediction = torch.tensor(ids, dtype=torch.int32)
         return [
-            self._row(request_id, i, prompt, params, seed, strings, prediction)
+            self._row(request_id, i, token_ids, source, params, seed, strings, prediction)
             for i in range(params.n)
         ]
 
@@ -78,6 +59,7 @@ class RequestBuilder:
             parent.request_id,
             index,
             parent.prompt,
+            parent.source,
             parent.params,
             parent.seed,
             strings,
@@ -97,6 +79,7 @@ class RequestBuilder:
         request_id: str,
         index: int,
         prompt: list[int],
+        source: int,
         params: SamplingParams,
         seed: int,
         strings: StopStrings,
@@ -105,7 +88,8 @@ class RequestBuilder:
         eos_ids = () if params.ignore_eos else self.eos_ids
         stop_ids = [i for i in (*eos_ids, *params.stop_token_ids) if i < self.vocab_size]
         levels = len(self.level_names) - 1
-        source = 0 if self.decoder_start is None else len(prompt) - 1
+        # The decoder's start token is nobody's prompt; what stands behind it is.
+        asked = len(prompt) - (source > 0)
         return Row(
             request_id=request_id,
             index=index,
@@ -118,14 +102,14 @@ class RequestBuilder:
             stops=StopChecker(
                 None
                 if self.tokenizer is None
-                else self.tokenizer.stream_decoder(continues=self.decoder_start is None),
+                else self.tokenizer.stream_decoder(continues=asked > source),
                 stop=strings,
                 stop_ids=params.stop_token_ids,
                 eos_ids=eos_ids,
                 min_tokens=params.min_tokens,
                 include_stop=params.include_stop,
             ),
-            stats=RunStats([LevelStats(name) for name in self.level_names], source or len(prompt)),
+            stats=RunStats([LevelStats(name) for name in self.level_names], asked),
             frontier=[len(prompt)] * levels,
             length=len(prompt),
             source=source,
@@ -136,6 +120,34 @@ class RequestBuilder:
             ),
             prediction=prediction,
         )
+
+    def _encode(self, prompt: Prompt, prefix: Prompt | None) -> tuple[list[int], int]:
+        """A row's first tokens, and how many of them an encoder reads."""
+        token_ids = self._token_ids("prompt", prompt)
+        if not token_ids:
+            raise RequestError("the prompt is empty: give at least one token")
+        if self.decoder_start is None:
+            if prefix is not None:
+                raise RequestError(
+                    "decoder_prefix is for encoder-decoders: put it at the end of the prompt"
+                )
+            if len(token_ids) >= self.context:
+                raise CapacityError(
+                    f"the prompt has {len(token_ids)} tokens, which leaves no room for an answer "
+                    f"in a context of {self.context}: shorten it"
+                )
+            return token_ids, 0
+        begin = [] if prefix is None else self._token_ids("decoder_prefix", prefix)
+        source = len(token_ids)
+        token_ids += [self.decoder_start, *begin]
+        if len(token_ids) >= self.context:
+            behind = f" and its decoder_prefix {len(begin)}" if begin else ""
+            raise CapacityError(
+                f"the encoder's input has {source} tokens{behind}, which leaves no room for an "
+                f"answer in a row of {self.context}, input and answer together: shorten it or "
+                "raise max_context"
+            )
+        return token_ids, source
 
     def _token_ids(self, what: str, text: Prompt) -> list[int]:
         if isinstance(text, str):

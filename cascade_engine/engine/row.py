@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from cascade_engine.cache import NO_TOKENS, extend_keys, prefix_key
 from cascade_engine.engine.results import Piece, RunStats, StepOutput
 from cascade_engine.levels import (
     MAX_NODES,
@@ -80,6 +82,16 @@ class Row:
     """By any level, at least, if they go by the rejection rule: each has noise of its own."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens that the last target review left, where they are asked for."""
+
+    def extend_keys(self, tokens: list[int]) -> None:
+        """Adds the keys of the next whole pages, whose tokens are `tokens`; a rest is left out."""
+        extend_keys(self.keys, tokens, self.root_key)
+
+    @functools.cached_property
+    def root_key(self) -> bytes:
+        """Key of its empty prefix. What an encoder leaves for a token depends on the whole source,
+        so every page depends on it."""
+        return prefix_key(NO_TOKENS, self.prompt[: self.source]) if self.source else NO_TOKENS
 
     def state(self, contexts: list[int]) -> RowState:
         """What the policy sees; `contexts` are the neural levels' context lengths."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cascade_engine.cache import (
-    NO_TOKENS,
     PAGE_TOKENS,
     extend_keys,
     pages_for,
@@ -77,7 +76,7 @@ class Slots:
         if not self._free:
             return False
         if self.reuse:
-            extend_keys(row.keys, row.tokens[len(row.keys) * PAGE_TOKENS :])
+            row.extend_keys(row.tokens[len(row.keys) * PAGE_TOKENS :])
             for other in self.running:
                 self._publish(other)
         sibling = next((r for r in self.running if r.request_id == row.request_id), None)
@@ -117,8 +116,8 @@ class Slots:
         preempted: list[Row] = []
         staying = list(rows)
         while staying:
-            missing = sum(level.pages.missing(row.slot, row.length) for row in staying)
-            if missing <= level.pages.available_pages:
+            missing = sum(level.table.missing(row.slot, row.length) for row in staying)
+            if missing <= level.table.available_pages:
                 break
             youngest = self.running[-1]
             preempted.append(youngest)
@@ -155,7 +154,7 @@ class Slots:
                 assert level.table.held(slot) == 0, f"{level.name}: slot {slot} leaks pages"
             for row in self.running:
                 keys: list[bytes] = []
-                extend_keys(keys, self._rows.read(row.slot, 0, row.final))
+                extend_keys(keys, self._rows.read(row.slot, 0, row.final), row.root_key)
                 published = level.table.published_keys(row.slot)
                 assert published == keys[: len(published)], f"{row.request_id}: wrong keys"
 
@@ -204,8 +203,10 @@ class Slots:
         elif self.reuse:
             keys = row.keys[: found.pages]
             rest = row.tokens[found.pages * PAGE_TOKENS : len(row.tokens) - 1]
-            tails = tail_keys(keys[-1] if keys else NO_TOKENS, rest[: PAGE_TOKENS - 1])
+            tails = tail_keys(keys[-1] if keys else row.root_key, rest[: PAGE_TOKENS - 1])
             level.table.adopt(row.slot, keys, tails)
+            # A level may have no use for a part of what there is.
+            level.truncate(row.slot, level.table.length[row.slot])
 
     # The prefix index
 
@@ -215,7 +216,7 @@ class Slots:
             pages = min(level.table.length[row.slot], row.final) // PAGE_TOKENS
             if pages > level.table.published[row.slot]:
                 begin = len(row.keys) * PAGE_TOKENS
-                extend_keys(row.keys, self._rows.read(row.slot, begin, pages * PAGE_TOKENS))
+                row.extend_keys(self._rows.read(row.slot, begin, pages * PAGE_TOKENS))
                 level.table.publish(row.slot, row.keys[:pages])
 
     def _publish_tails(self, row: Row) -> None:
@@ -225,7 +226,7 @@ class Slots:
             pages, rest = divmod(level.table.length[row.slot], PAGE_TOKENS)
             if rest:
                 begin = pages * PAGE_TOKENS
-                parent = row.keys[pages - 1] if pages else NO_TOKENS
+                parent = row.keys[pages - 1] if pages else row.root_key
                 tokens = self._rows.read(row.slot, begin, begin + rest)
                 level.table.publish_tail(row.slot, prefix_key(parent, tokens))
 

@@ -59,7 +59,8 @@ def check_options(args: argparse.Namespace) -> None:
 def local_of(
     args: argparse.Namespace, engine: Engine, params: SamplingParams, embedded: bool
 ) -> SkeletonOfThought:
-    prompts = args.sot_prompts or ("embedded" if embedded else "default")
+    own = "embedded-t5" if engine.is_encoder_decoder else "embedded"
+    prompts = args.sot_prompts or (own if embedded else "default")
     options = replace(_options(args, params, prompts), chat_format=args.chat_format)
     return SkeletonOfThought(engine, options, _router(args))
 

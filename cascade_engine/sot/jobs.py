@@ -39,3 +39,5 @@ class Outcome:
     token_ids: tuple[int, ...] = ()
     """Of the text; empty where an endpoint wrote it."""
     prompt_token_ids: tuple[int, ...] = ()
+    decoder_prefix_ids: tuple[int, ...] = ()
+    """What an encoder-decoder's decoder began with."""

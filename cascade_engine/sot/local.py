@@ -11,7 +11,7 @@ from cascade_engine.engine import Batching, Engine, Piece, StepOutput
 from cascade_engine.errors import CapacityError, DecodingError, RequestError
 from cascade_engine.params import MAX_SEED, SamplingParams
 from cascade_engine.policy import FixedCascade
-from cascade_engine.sot.encoding import PromptEncoder
+from cascade_engine.sot.encoding import Encoded, PromptEncoder
 from cascade_engine.sot.jobs import Job, Outcome
 from cascade_engine.sot.load import StepCosts, depth_of, narrowed
 from cascade_engine.sot.options import SotOptions
@@ -31,7 +31,7 @@ class _Running:
 
     session: int
     job: Job
-    prompt: list[int]
+    prompt: Encoded
     pieces: list[Piece] = field(default_factory=list)
 
 
@@ -93,7 +93,8 @@ class EngineWriter:
         for job in jobs:
             try:
                 prompt = self._encoder.encode(job.prompt)
-                request_id = self._engine.add_request(prompt, self._params(job))
+                params = replace(self._params(job), decoder_prefix=prompt.decoder_prefix)
+                request_id = self._engine.add_request(prompt.tokens, params)
             except (CapacityError, RequestError) as error:
                 if job.stage != "point":
                     raise
@@ -146,11 +147,12 @@ class EngineWriter:
             outcome = Outcome(
                 "".join(piece.text for piece in running.pieces),
                 out.finish_reason,
-                len(running.prompt),
+                out.stats.prompt_tokens,
                 out.stats.cached_tokens,
                 out.stats.new_tokens,
                 token_ids=tuple(piece.token_id for piece in running.pieces),
-                prompt_token_ids=tuple(running.prompt),
+                prompt_token_ids=tuple(running.prompt.tokens),
+                decoder_prefix_ids=tuple(running.prompt.decoder_prefix or ()),
             )
             yield from self._finish(session, running, outcome)
 
@@ -164,11 +166,12 @@ class EngineWriter:
                 outcome = Outcome(
                     "".join(piece.text for piece in running.pieces),
                     "error",
-                    len(running.prompt),
+                    len(running.prompt.tokens) + len(running.prompt.decoder_prefix or ()),
                     0,
                     len(running.pieces),
                     str(error),
-                    prompt_token_ids=tuple(running.prompt),
+                    prompt_token_ids=tuple(running.prompt.tokens),
+                    decoder_prefix_ids=tuple(running.prompt.decoder_prefix or ()),
                 )
                 yield from self._finish(sessions[running.session], running, outcome)
 

@@ -21,7 +21,8 @@ class SotOptions:
     use: Use = "on"
     """"auto" asks the router and the engine's load; "off" decodes ordinarily."""
     prompts: str | Path = "default"
-    """"default", "short", "embedded" (for the models of the package) or a folder."""
+    """"default", "short", "embedded" and "embedded-t5" (for the models of the package) or a
+    folder."""
     chat_format: ChatFormat | str | None = None
     """A built-in format by name; None: the target's own template."""
     expand: Expand = "fork"
@@ -50,10 +51,11 @@ class SotOptions:
             _check(name, getattr(self, name), 1)
         _check("max_points", self.max_points, self.min_points)
         p = self.params
-        if p.n != 1 or p.logprobs is not None or p.prediction is not None or p.allowed_tokens:
+        one = (p.logprobs, p.prediction, p.decoder_prefix, p.allowed_tokens)
+        if p.n != 1 or any(value is not None for value in one):
             raise RequestError(
-                "Skeleton-of-Thought is many requests: leave n, logprobs, prediction and "
-                "allowed_tokens out of params"
+                "Skeleton-of-Thought is many requests: leave n, logprobs, prediction, "
+                "decoder_prefix and allowed_tokens out of params"
             )
 
 

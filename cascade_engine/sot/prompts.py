@@ -21,7 +21,7 @@ from typing import Any
 from cascade_engine.errors import RequestError
 
 FOLDER = Path(__file__).resolve().parent / "prompts"
-SETS = ("default", "short", "embedded")
+SETS = ("default", "short", "embedded", "embedded-t5")
 ANSWER_LINE = "[answer]"
 _PLACE = re.compile(r"\{(question|skeleton|index|indices|point|ancestors|next|first|second)\}")
 _NEEDED = {
@@ -33,6 +33,7 @@ _NEEDED = {
     "router": ("question",),
     "answer": ("question",),
 }
+_OF_A_POINT = ("index", "indices", "point", "next")
 MAX_PROMPT_FILE = 100_000
 
 
@@ -102,6 +103,11 @@ class PromptSet:
         for stage in stages:
             if stage not in self.files:
                 raise RequestError(f"prompts {self.name!r} have no {stage}.txt, which this needs")
+
+    def places_of_points(self) -> list[str]:
+        """Places before the answer of an expansion that are filled with another text for every
+        point."""
+        return [place for place in _OF_A_POINT if f"{{{place}}}" in self.files["expand"].user]
 
     def prompt(self, stage: str, values: Mapping[str, str]) -> Prompt:
         """The prompt of a stage, filled. Raises RequestError where the set lacks it, or where the

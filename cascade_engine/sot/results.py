@@ -33,6 +33,8 @@ class Expansion:
     """Why it failed; `text` holds what there was until then."""
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     prompt_token_ids: tuple[int, ...] = field(default=(), repr=False)
+    decoder_prefix_ids: tuple[int, ...] = field(default=(), repr=False)
+    """What an encoder-decoder's decoder began with."""
 
 
 @dataclass
@@ -154,4 +156,5 @@ def expansion_of(index: int, shown: str, job: Job, outcome: Outcome) -> Expansio
         outcome.error,
         outcome.token_ids,
         outcome.prompt_token_ids,
+        outcome.decoder_prefix_ids,
     )

@@ -60,7 +60,7 @@ class SkeletonOfThought:
         self.costs = StepCosts()
         self._engine = engine
         self._prompts = PromptSet.load(self.options.prompts)
-        self._encoder = PromptEncoder(engine, self._prompts.completion, self.options.chat_format)
+        self._encoder = PromptEncoder(engine, self._prompts, self.options.chat_format)
         self._encoder.check(self.options.expand)
         self._router = chosen_router(router, self.options)
         self._prompts.require(needed_prompts(self.options, self._router))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def test_cascade_equals_plain(
     results = engine.generate(case.prompts, case.params)
     assert [result.token_ids for result in results] == expected
     engine.check_integrity()
-    assert all(level.pages.free_pages == level.pages.pages for level in engine.neural)
+    assert all(level.table.available_pages == level.table.pages for level in engine.neural)
 
 
 def test_a_cascade_is_at_work(models: dict[str, Path]) -> None:
@@ -164,6 +164,97 @@ def test_prompts_that_begin_alike_share_nothing(models: dict[str, Path]) -> None
         assert engine.generate(prompt, params)[0].token_ids == expected.token_ids
     together = engine.generate(prompts, params)
     assert [r.token_ids for r in together] == [r.token_ids for r in alone]
+
+
+def test_a_source_is_told_from_an_answer(models: dict[str, Path]) -> None:
+    """One row's input, start token and prefix are another one's input. Breaks when pages are found
+    by their tokens alone."""
+    rng = random.Random(6)
+    tokens = [rng.randrange(1, VOCAB) for _ in range(48)]
+    tokens[24] = 0  # the start token
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    begun = replace(params, decoder_prefix=tokens[25:])
+    expected = Engine.load(models["v1.0"]).generate(tokens, params)[0]
+    engine = Engine.load(models["v1.0"])
+    engine.generate(tokens[:24], begun)
+    found = engine.generate(tokens, params)[0]
+    assert found.token_ids == expected.token_ids
+    assert found.stats.cached_tokens == 0
+
+
+@pytest.mark.parametrize(("same", "cached"), [(0, 0), (8, 48)])
+def test_equal_inputs_are_encoded_once(models: dict[str, Path], same: int, cached: int) -> None:
+    """As far as whole pages reach: a source that is cached in part is of no use."""
+    engine = Engine.load(models["v1.1"], policy=PlainDecoding())
+    level, slots = engine.neural[0], []  # type: ignore[var-annotated]
+    assert isinstance(level, EncoderDecoderLevel)
+    level._encoder = Counting(level._encoder, slots)
+    source = list(range(1, 40))
+    params = SamplingParams(max_tokens=2 + 2 * same, ignore_eos=True)
+    first = engine.generate(source, params)[0].token_ids
+    prefix = [*first[:same], (first[same] + 1) % VOCAB]
+    begun = replace(params, decoder_prefix=prefix)
+    second = engine.generate(source, begun)[0]
+    assert second.stats.cached_tokens == cached
+    assert len(slots) == (1 if cached else 2)
+    alone = Engine.load(models["v1.1"], policy=PlainDecoding(), reuse_cache=False)
+    assert second.token_ids == alone.generate(source, begun)[0].token_ids
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("padding", [None, "left"])
+def test_a_decoder_prefix_is_gone_on_from(models: dict[str, Path], padding: str | None) -> None:
+    """An answer's own beginning as prefix gives the rest of it, also in a batch with the cascade
+    on: noise belongs to a position. Breaks when a prefix is not fed, or moves what follows."""
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=3, ignore_eos=True)
+    prompt = random_prompt(random.Random(2))
+    plain = Engine.load(models["v1.0"], policy=PlainDecoding(), max_rows=1)
+    whole = plain.generate(prompt, params)[0].token_ids
+    cuts = (0, 1, 7, 15, 31)
+    each = [replace(params, max_tokens=40 - cut, decoder_prefix=whole[:cut], n=1) for cut in cuts]
+    engine = Engine.load(
+        models["v1.0"],
+        [models["v1.0 near"]],
+        policy=FixedCascade([[4, 0], [0, 5]], tree=8),
+        padding=padding,
+    )
+    results = engine.generate([prompt] * len(cuts), each)
+    assert [r.token_ids for r in results] == [whole[cut:] for cut in cuts]
+    assert [r.stats.prompt_tokens for r in results] == [len(prompt) + cut for cut in cuts]
+    assert results[-1].prompt_token_ids == prompt
+
+
+def test_a_decoder_prefix_is_that_of_transformers(models: dict[str, Path]) -> None:
+    """Penalties included, which count it."""
+    prompt, prefix = list(range(2, 60)), [9, 8, 7, 90]
+    for name in ("v1.0", "v1.1"):
+        model = T5ForConditionalGeneration.from_pretrained(models[name]).eval()
+        expected = model.generate(
+            torch.tensor([prompt]),
+            decoder_input_ids=torch.tensor([[0, *prefix]]),
+            max_new_tokens=30,
+            do_sample=False,
+            repetition_penalty=3.0,
+            eos_token_id=None,
+        )[0, 5:].tolist()
+        engine = Engine.load(models[name], [models[f"{name} near"]], dtype="float32")
+        params = SamplingParams(
+            max_tokens=30, repetition_penalty=3.0, ignore_eos=True, decoder_prefix=prefix
+        )
+        assert engine.generate(prompt, params)[0].token_ids == expected
+
+
+def test_decoder_prefixes_that_do_not_fit_are_refused(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    engine = Engine.load(models["v1.0"], max_context=50)
+    with pytest.raises(CapacityError, match=r"20 tokens and its decoder_prefix 29, which"):
+        engine.generate([5] * 20, SamplingParams(decoder_prefix=[5] * 29))
+    with pytest.raises(RequestError, match=r"decoder_prefix\[1\] must be a token id in 0..149"):
+        engine.generate([5] * 20, SamplingParams(decoder_prefix=[5, VOCAB]))
+    random_llama(tmp_path / "llama", 1, vocab_size=VOCAB)
+    with pytest.raises(RequestError, match="put it at the end of the prompt"):
+        Engine.load(tmp_path / "llama").generate([5], SamplingParams(decoder_prefix=[5]))
 
 
 def test_samples_and_forks(models: dict[str, Path]) -> None:
