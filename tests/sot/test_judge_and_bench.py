@@ -14,7 +14,8 @@ from tests.sot.test_endpoint import answer, content
 
 pytest.importorskip("openai")
 
-from bench.sot import VICUNA, load_questions, main
+from bench.sot import main
+from bench.sot_answers import VICUNA, load_questions
 from cascade_engine.sot.endpoint import Endpoint, EndpointOptions
 from cascade_engine.sot.judge import ASPECTS, GENERAL, JUDGE_FOLDER, Judge, Pair, net_win_rate
 from tests.data import data_path
