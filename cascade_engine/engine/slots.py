@@ -116,8 +116,8 @@ class Slots:
         preempted: list[Row] = []
         staying = list(rows)
         while staying:
-            missing = sum(level.table.missing(row.slot, row.length) for row in staying)
-            if missing <= level.table.available_pages:
+            missing = sum(level.pages.missing(row.slot, row.length) for row in staying)
+            if missing <= level.pages.available_pages:
                 break
             youngest = self.running[-1]
             preempted.append(youngest)

@@ -80,13 +80,15 @@ class StepCosts:
     def best_depth(self, rows: int, deepest: int) -> int:
         """The depth of the most expected tokens a second over `rows` rows; `deepest` while nothing
         is known."""
-        rates = []
-        for depth in range(deepest + 1):
-            seconds = self.seconds(rows, depth)
-            if not seconds:
-                return deepest
-            rates.append(rows * expected_tokens(self.acceptance, depth) / seconds)
-        return max(range(deepest + 1), key=lambda depth: rates[depth])
+        line, acceptance = self._line(), self.acceptance
+        if line is None or not sum(line):
+            return deepest
+
+        def rate(depth: int) -> float:
+            seconds = line[0] + line[1] * rows * (depth + 1)
+            return rows * expected_tokens(acceptance, depth) / seconds
+
+        return max(range(deepest + 1), key=rate)
 
 
 def depth_of(policy: Policy) -> int:

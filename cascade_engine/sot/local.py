@@ -121,8 +121,9 @@ class EngineWriter:
         fresh, self._fresh = self._fresh, False
         if fresh or not self._split or not isinstance(policy, FixedCascade):
             return engine.step_for(self._running.keys())
-        rows = engine.capacity().running
-        depth = self._costs.best_depth(rows, depth_of(policy))
+        rows, depth = engine.capacity().running, depth_of(policy)
+        if rows > 1:  # one row has nothing to split with
+            depth = self._costs.best_depth(rows, depth)
         begin = time.perf_counter()
         try:
             if depth < depth_of(policy):

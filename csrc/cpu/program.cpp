@@ -16,7 +16,9 @@ void Scratch::Free::operator()(void* p) const {
 
 void* Scratch::reserve(int64_t bytes) {
   if (bytes > bytes_) {
-    const int64_t rounded = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+    // What grows again and again grows by a quarter at least.
+    const int64_t grown = std::max(bytes, bytes_ + bytes_ / 4);
+    const int64_t rounded = (grown + 4095) / 4096 * 4096;
     void* fresh = std::aligned_alloc(64, static_cast<size_t>(rounded));
     CE_CHECK(fresh != nullptr, "out of memory: ", rounded, " bytes of activations");
     data_.reset(fresh);

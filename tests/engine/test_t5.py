@@ -13,7 +13,7 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams, build_info
-from cascade_engine.errors import CapacityError, ConfigError, VocabularyMismatch
+from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
 from cascade_engine.levels import EncoderDecoderLevel, Proposal, neural
 from tests.engine.test_exactness import random_params, random_policy
 from tests.models.support import random_llama, random_t5
