@@ -48,9 +48,9 @@ class Job(NamedTuple):
 
 JOBS: Sequence[Job] = (
     Job("sample", "bench.sample", "", ""),
-    Job("decode-110m-bf16", "bench.decode", f"--shape 110m --dtype bf16 {PEERS}", "--rounds 12"),
+    Job("decode-110m-bf16", "bench.decode", f"--shape 110m --dtype bf16 {PEERS}", "--rounds 5"),
     Job("decode-15m-bf16", "bench.decode", f"--shape 15m --dtype bf16 {PEERS}", "--rounds 12"),
-    Job("decode-110m-f32", "bench.decode", "--shape 110m --dtype f32", "--rounds 8"),
+    Job("decode-110m-f32", "bench.decode", "--shape 110m --dtype f32", "--rounds 5"),
     Job("decode-110m-int8", "bench.decode", f"--shape 110m --dtype int8 {PEERS}"),
     Job(
         "e2e-demo-bf16", "bench.e2e", "--peers hf,hf-assisted,llamacpp",
