@@ -13,7 +13,7 @@ DATA = os.environ.get("CASCADE_DATA") or "../shared/data"
 SPEC_BENCH = f"{DATA}/transcripts/spec_bench_vicuna7b_dev.jsonl"
 ALPACA = f"{DATA}/transcripts/alpaca_llama2_7b_chat_dev.jsonl"
 REPLAY = "--drafter prompt-lookup max-gram max-gram+bigram chain:10 tree:32 tree:64"
-PEERS = "--peers PEERS"
+PEERS, ALL_PEERS = "--peers PEERS", "hf,llamacpp"
 """transformers, and llama.cpp where it is installed."""
 
 
@@ -53,7 +53,7 @@ JOBS: Sequence[Job] = (
     Job("decode-110m-f32", "bench.decode", "--shape 110m --dtype f32", "--rounds 5"),
     Job("decode-110m-int8", "bench.decode", f"--shape 110m --dtype int8 {PEERS}"),
     Job(
-        "e2e-demo-bf16", "bench.e2e", "--peers hf,hf-assisted,llamacpp",
+        "e2e-demo-peers", "bench.e2e", "--peers hf,hf-assisted,llamacpp",
         "--rows 1,16 --questions 16 --seconds 10",
     ),
     Job("t5-demo-bf16", "bench.t5", "--dtype bf16", "--questions 16"),
@@ -90,10 +90,13 @@ def available_bytes() -> float:
 
 def peers() -> str:
     found = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
-    return "hf,llamacpp" if found else "hf"
+    return ALL_PEERS if found else "hf"
 
 
 def default_command(name: str) -> str:
-    """What makes results of this name, for reports that do not say so themselves."""
+    """What makes results of this name, for reports that do not say so themselves; the same wherever
+    it is asked."""
     job = next((job for job in JOBS if job.name == name), None)
-    return name if job is None else shlex.join(["python", *job.command()])
+    if job is None:
+        return name
+    return f"python -m {job.module} {job.arguments}".strip().replace("PEERS", ALL_PEERS)

@@ -112,7 +112,7 @@ def _replayed(report: Report) -> Iterator[tuple[str, str]]:
 
 
 HEADLINES = {
-    "e2e-demo-bf16": _answers,
+    "e2e-demo-peers": _answers,
     "t5-demo-bf16": _t5,
     "decode-110m-bf16": _passes,
     "replay-spec-bench-cold": _recorded,

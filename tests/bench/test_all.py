@@ -76,8 +76,11 @@ def test_every_job_is_a_command_that_there_is() -> None:
 
 
 def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "peers", lambda: "hf")
-    assert default_command("decode-110m-bf16") == (
-        "python -m bench.decode --shape 110m --dtype bf16 --peers hf"
-    )
+    job = next(job for job in JOBS if job.name == "decode-110m-bf16")
+    for installed in ("hf", "hf,llamacpp"):
+        monkeypatch.setattr(suite, "peers", lambda installed=installed: installed)
+        assert job.command(quick=True)[-3:] == [installed, "--rounds", "5"]
+        assert default_command("decode-110m-bf16") == (
+            "python -m bench.decode --shape 110m --dtype bf16 --peers hf,llamacpp"
+        )
     assert default_command("nobody-knows") == "nobody-knows"
