@@ -13,6 +13,7 @@ from torch.nn import functional
 from bench.cuda_peers import flashinfer_attention
 from bench.op_case import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
 from bench.shapes import vocabulary_of
+from cascade_engine.gpu_kernels import ALTERNATIVES, NATIVE, TRITON, triton_version
 from cascade_engine.ops.cuda_program import CHUNK, NO_TREE, PAGE_TOKENS, ancestor_words
 from cascade_engine.ops.launch import ELEMENT, STORE, Launcher, pack_tiles
 
@@ -46,6 +47,12 @@ def batch_of(
         "block_tables": pages.to(run.device),
         "table_stride": blocks,
     }
+
+
+def served_by(run: Launcher, op: str) -> tuple[str, ...]:
+    """The kernels that an operation has here."""
+    other = op in ALTERNATIVES and run.device.type == "cuda" and triton_version() is not None
+    return (NATIVE, TRITON) if other else (NATIVE,)
 
 
 def linear_cases(
@@ -128,7 +135,8 @@ def attention_cases(
             for rows, tokens in sizes:
                 if tokens <= context:
                     size = rows, tokens, context
-                    yield _attention_case(run, shape, dtype, kv_heads, size, parents)
+                    for served in served_by(run, "attention"):
+                        yield _attention_case(run, shape, dtype, kv_heads, size, parents, served)
 
 
 def _attention_case(
@@ -138,6 +146,7 @@ def _attention_case(
     kv_heads: int,
     size: tuple[int, int, int],
     parents: Sequence[int] | None,
+    served: str,
 ) -> Case:
     """torch goes without a mask, which would cost it its fast kernels, and over dense keys."""
     hidden, _, _, heads = sizes_of(shape)
@@ -167,13 +176,16 @@ def _attention_case(
         "multiprocessors": run.multiprocessors,
         "shared_limit": run.shared_limit,
     }
+    launch = partial(run, "attention", **arguments)
+    if served == TRITON:
+        launch = partial(run.triton, "attention", **arguments, out_stride=hidden)
     tables = batch["block_tables"].long()
     keys, values = (_dense(x, tables, context) for x in cache)
     queries = q.view(rows, tokens, heads, dim).transpose(1, 2)
 
     def error() -> float:
         """Of the first row: more in float32 would not fit."""
-        run("attention", **arguments)
+        launch()
         mask = tree_mask(tokens, context, parents).to(run.device)
         first = (x[:1].float() for x in (queries, keys, values))
         expected = functional.scaled_dot_product_attention(*first, mask, enable_gqa=True)
@@ -188,14 +200,18 @@ def _attention_case(
         rows,
         tokens,
         context,
-        lambda: run("attention", **arguments),
+        launch,
         lambda: attend(queries, keys, values, enable_gqa=True),
         2 * rows * context * kv_heads * dim * dtype.itemsize,
         4 * seen * hidden,
         error,
-        f"{heads}/{kv_heads} heads" + " tree" * (parents is not None),
+        f"{heads}/{kv_heads} heads" + " tree" * (parents is not None) + _said(served),
         {} if peer is None or parents is not None else {"flashinfer": peer},
     )
+
+
+def _said(served: str) -> str:
+    return "" if served == NATIVE else f" {served}"
 
 
 def _dense(cache: torch.Tensor, tables: torch.Tensor, context: int) -> torch.Tensor:
@@ -216,7 +232,10 @@ def rms_norm_cases(
         x = torch.randn(count, hidden, device=run.device)
         arguments = {"x": x, "weight": weight, "eps": EPS, "rows": count, "cols": hidden}
         exact = partial(functional.rms_norm, x, (hidden,), weight, EPS)
-        yield _elementwise(run, "rms_norm", rows, tokens, hidden, dtype, arguments, exact, 4)
+        for served in served_by(run, "rms_norm"):
+            yield _elementwise(
+                run, "rms_norm", rows, tokens, hidden, dtype, arguments, exact, 4, served
+            )
 
 
 def swiglu_cases(
@@ -245,14 +264,17 @@ def _elementwise(
     arguments: dict[str, Any],
     exact: Any,
     flops: int,
+    served: str = NATIVE,
 ) -> Case:
     """What it reads lies in the L2 cache; `flops` for each element."""
     stride = -(-cols // 8) * 8
     out = torch.empty(rows * tokens, stride, dtype=dtype, device=run.device)
     arguments = {**arguments, "out": out, "out_stride": stride, "dtype": ELEMENT[dtype]}
 
+    launch = partial(run if served == NATIVE else run.triton, op, **arguments)
+
     def error() -> float:
-        run(op, **arguments)
+        launch()
         return relative_error(out[:, :cols].float(), exact())
 
     return Case(
@@ -260,11 +282,12 @@ def _elementwise(
         rows,
         tokens,
         0,
-        lambda: run(op, **arguments),
+        launch,
         lambda: exact().to(dtype),
         0,
         flops * rows * tokens * cols,
         error,
+        _said(served).strip(),
     )
 
 

@@ -6,6 +6,8 @@ import importlib.util
 import platform
 from typing import Any
 
+from cascade_engine.gpu_kernels import gpu_operations, triton_version
+
 
 def require_native() -> None:
     """Raises ImportError with the way out when this copy of the package has no extension: the usual
@@ -21,11 +23,12 @@ def build_info() -> dict[str, Any]:
     """What was compiled and what this machine can run: `cpu_default` is the instruction set in
     force (CASCADE_CPU names another), `cpu_supported` all that work here, best first;
     `cuda_compiled` the CUDA version or None; `cuda_devices` the devices found; `triton` its
-    version or None."""
+    version or None; `gpu_operations` which kernels serve the operations that have two, and why."""
     from cascade_engine import _C
 
     info: dict[str, Any] = _C.build_info()
-    triton = importlib.util.find_spec("triton")
-    info["triton"] = None if triton is None else importlib.import_module("triton").__version__
+    info["triton"] = triton_version()
+    devices = info.get("cuda_devices") or []
+    info["gpu_operations"] = gpu_operations(str(devices[0]) if devices else None)
     info["platform"] = platform.platform()
     return info

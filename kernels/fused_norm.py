@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,19 @@ def fused_norm_kernel(
     scale = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / cols + eps)
     normed = value * scale * tl.load(weight + column, mask=inside, other=0.0)
     tl.store(out + row * out_stride + column, normed.to(out.dtype.element_ty), mask=inside)
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    rows: int,
+    cols: int,
+    out: torch.Tensor,
+    **native: Any,
+) -> None:
+    """As the native `rms_norm`: the leading `rows` rows of `x` `[.., cols]` into those of `out`."""
+    fused_norm(x[:rows], weight, eps, out[:rows, :cols])
 
 
 def fused_norm(

@@ -19,7 +19,8 @@ LAYERS = {
     "kernels": 0,
     "params": 1,
     "prompt_files": 1,
-    "build_info": 1,
+    "gpu_kernels": 1,
+    "build_info": 2,
     "ops": 2,
     "models": 3,
     "cache": 3,
@@ -48,7 +49,7 @@ LAYERS = {
     "info": 10,
 }
 # Imported by everything, importing nothing of ours.
-WITHOUT_TORCH = ("policy", "errors", "params")
+WITHOUT_TORCH = ("policy", "errors", "params", "gpu_kernels")
 
 
 def modules() -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cascade_engine.build_info import build_info
 from cascade_engine.cache import PAGE_TOKENS, pages_for
 from cascade_engine.engine.loading import STORED_DTYPES
 from cascade_engine.engine.options import DEVICE_DTYPES, DTYPES, LoadOptions
@@ -121,6 +122,7 @@ def collect(
         "how": HOW,
         "formulas": list(FORMULAS),
         "machine": {"isa": backend.isa, "threads": backend.context.threads},
+        "gpu_operations": build_info()["gpu_operations"],
         "cached_tokens": cached,
         "models": facts,
         "statistical": {"cost_ratio": 0.0, "gain": _gains(0.0, target)},

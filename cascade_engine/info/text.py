@@ -51,7 +51,9 @@ def _machine(report: dict[str, Any]) -> str:
             f"{read['runs']} runs), {rate['rate'] / 1e9:.1f} G multiply-adds/s ({rate['how']}, "
             f"{rate['runs']} runs)"
         )
-    return "\n".join([*lines, f"(measured: {report['how']['measured']})"])
+    lines.append(f"(measured: {report['how']['measured']})")
+    lines += [f"on a GPU, {name}: {who}" for name, who in report["gpu_operations"].items()]
+    return "\n".join(lines)
 
 
 def _passes(model: dict[str, Any], cached: int, predicted: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cascade_engine.errors import RequestError
+from cascade_engine.gpu_kernels import NATIVE, attention_kernel
 from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import LinearWeight
 from cascade_engine.ops.cuda_program import Buffer, CudaProgram, Shape
@@ -52,13 +52,15 @@ class CudaRecorder:
             self._buffers[key] = len(self.program.buffers) - 1
         return self._buffers[key]
 
-    def _add(self, name: str, per_logit: bool, **fixed: Any) -> None:
-        """A launch; callable values are asked at the time of a run."""
+    def _add(self, name: str, per_logit: bool, served: str = NATIVE, **fixed: Any) -> None:
+        """A launch, of the kernel that serves `name`; callable values are asked at the time of a
+        run."""
+        launch = self._run if served == NATIVE else self._run.triton
 
         def step(shape: Shape, batch: dict[str, Any]) -> None:
             rows = shape.rows * (shape.logits if per_logit else shape.width)
             values = {k: v(shape, batch, rows) if callable(v) else v for k, v in fixed.items()}
-            self._run(name, **values)
+            launch(name, **values)
 
         self.program.steps.append((per_logit, step))
         self._last_linear = None
@@ -98,6 +100,7 @@ class CudaRecorder:
         self._add(
             "rms_norm",
             per_logit,
+            self._run.choices.get("rms_norm", NATIVE),
             x=self._memory(x),
             weight=weight.to(self._run.device),
             eps=eps,
@@ -189,13 +192,23 @@ class CudaRecorder:
         the row's source on, or of every row over the whole source. `queries` have been through
         rope_store or are those of the product before, which then rounds them itself."""
         out = self._buffer("attention", dtype, heads * cache.head_dim)
-        self._heads.add((heads, cache.head_dim))
+        served = attention_kernel(cache.head_dim, self._run.choices.get("attention", NATIVE))
+        own: dict[str, Any] = {"out_stride": self._stride(out)}
+        if served == NATIVE:
+            self._heads.add((heads, cache.head_dim))
+            own = {
+                "max_chunks": lambda shape, batch, rows: self.program.max_chunks,
+                "partials": lambda shape, batch, rows: self.program.partials,
+                "multiprocessors": self._run.multiprocessors,
+                "shared_limit": self._run.shared_limit,
+            }
         self.program.attends(over_source)
         if self._fused(queries, ROUND, rounded := self._query_buffer(heads, cache)):
             self._queries[queries] = rounded
         self._add(
             "attention",
             False,
+            served,
             batch=_batch,
             queries=self._memory(self._queries[queries]),
             heads=heads,
@@ -206,10 +219,7 @@ class CudaRecorder:
             over_source=over_source,
             cache=cache.arguments(),
             out=self._memory(out),
-            max_chunks=lambda shape, batch, rows: self.program.max_chunks,
-            partials=lambda shape, batch, rows: self.program.partials,
-            multiprocessors=self._run.multiprocessors,
-            shared_limit=self._run.shared_limit,
+            **own,
         )
         return out
 
@@ -288,11 +298,7 @@ class CudaRecorder:
         """The layers of a paged cache `[layers, 2, pages, kv_heads * PAGE_TOKENS * head_dim]`."""
         if data.device.type != self._run.device.type:
             raise ValueError(f"the cache is on {data.device}, the backend on {self._run.device}")
-        if head_dim % 8 != 0 or head_dim > 128:
-            raise RequestError(
-                "device 'cuda' needs a head_dim that is a multiple of 8 up to 128, got "
-                f"{head_dim}; use device='cpu'"
-            )
+        attention_kernel(head_dim)  # refuses what none can serve
         self.program.cache = (data, kv_heads, head_dim)
         for keys, values in data:
             yield CudaCacheLayer(keys, values, kv_heads, head_dim)

@@ -41,22 +41,25 @@ __global__ void __launch_bounds__(kThreads) rope_store_kernel(RopeStoreArgs args
   }
 }
 
-// A thread owns 16 bytes of every vector of a plane and moves them node after node: what a node
+// A thread owns a Piece of every vector of a plane and moves them node after node: what a node
 // overwrites, an earlier one has moved away (or nobody wants), so no thread waits for another.
+template <typename Piece>
 __global__ void __launch_bounds__(kThreads) commit_kernel(CommitArgs args) {
   after_previous_launch();
+  constexpr int kElements = sizeof(Piece) / 2;
   const int r = static_cast<int>(blockIdx.z);
   const int32_t slot = args.batch.slots[r];
-  const int vectors = args.head_dim / kVector;
+  const int vectors = args.head_dim / kElements;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (slot < 0 || i >= int64_t{args.kv_heads} * vectors) return;
   uint16_t* plane = static_cast<uint16_t*>(args.cache) + blockIdx.y * args.plane_elements;
-  const int head = static_cast<int>(i / vectors), column = static_cast<int>(i % vectors) * kVector;
+  const int head = static_cast<int>(i / vectors),
+            column = static_cast<int>(i % vectors) * kElements;
   const int32_t base = args.batch.bases[r];
   const int32_t* path = args.paths + static_cast<int64_t>(r) * args.path_stride;
   const auto at = [&](int32_t index) {
     const int64_t row = cache_row(args.batch, slot, index);
-    return reinterpret_cast<uint4*>(plane + cache_offset(row, head, args.kv_heads, args.head_dim) +
+    return reinterpret_cast<Piece*>(plane + cache_offset(row, head, args.kv_heads, args.head_dim) +
                                     column);
   };
   for (int depth = 0; depth < args.path_lengths[r]; ++depth)
@@ -71,6 +74,14 @@ __global__ void __launch_bounds__(kThreads) copy_pages_kernel(CopyPagesArgs args
   uint16_t* plane = static_cast<uint16_t*>(args.cache) + blockIdx.y * args.plane_elements;
   *reinterpret_cast<uint4*>(plane + target * args.page_elements + i) =
       *reinterpret_cast<const uint4*>(plane + source * args.page_elements + i);
+}
+
+template <typename Piece>
+void launch_commit(const CommitArgs& args, Stream stream) {
+  const int64_t vectors = int64_t{args.kv_heads} * args.head_dim * 2 / sizeof(Piece);
+  const dim3 grid(static_cast<unsigned>(ceil_div(vectors, kThreads)),
+                  static_cast<unsigned>(args.planes), static_cast<unsigned>(args.batch.rows));
+  CE_LAUNCH((commit_kernel<Piece>), grid, kThreads, 0, stream, args);
 }
 
 }  // namespace
@@ -88,13 +99,12 @@ void rope_store(const RopeStoreArgs& args, Stream stream) {
 }
 
 void commit_path(const CommitArgs& args, Stream stream) {
-  CE_CHECK(args.head_dim % kVector == 0, "commit_path: head_dim must be a multiple of ", kVector,
-           ", got ", args.head_dim);
+  CE_CHECK(args.head_dim % 2 == 0, "commit_path: head_dim must be even, got ", args.head_dim);
   if (args.batch.rows <= 0 || args.planes <= 0) return;
-  const int64_t vectors = int64_t{args.kv_heads} * args.head_dim / kVector;
-  const dim3 grid(static_cast<unsigned>(ceil_div(vectors, kThreads)),
-                  static_cast<unsigned>(args.planes), static_cast<unsigned>(args.batch.rows));
-  CE_LAUNCH(commit_kernel, grid, kThreads, 0, stream, args);
+  if (args.head_dim % kVector == 0)
+    launch_commit<uint4>(args, stream);
+  else
+    launch_commit<uint32_t>(args, stream);
 }
 
 void copy_pages(const CopyPagesArgs& args, Stream stream) {

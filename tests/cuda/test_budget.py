@@ -22,6 +22,7 @@ BUDGET = Path(__file__).with_name("budget.json")
 ARCHITECTURES = {"sm_80": 163 << 10, "sm_90": 227 << 10}
 """With the shared memory, static and dynamic, that a block may have."""
 FLAGS = ["-std=c++20", "-O3", "-fmad=false", "-cubin", "-Xptxas=-v", f"-I{CSRC}"]
+PIECES = {"I5uint4E": "uint4", "IjE": "uint32"}
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 
 Usage = dict[str, int]
@@ -73,6 +74,7 @@ def kernel_name(symbol: str) -> str:
     arguments = ["bf16" for _ in re.findall(r"4bf16", symbol)[:1]]
     arguments += ["f16" for _ in re.findall(r"(?<!b)(?:3f16|f16E)", symbol)[:1] if not arguments]
     arguments += re.findall(r"L[ib](\d+)E", symbol)
+    arguments += [name for part, name in PIECES.items() if part in symbol]
     return f"{plain}<{', '.join(arguments)}>" if arguments else plain
 
 

@@ -167,9 +167,10 @@ def test_rope_and_store(run: Launcher, dtype: torch.dtype, rotary: bool) -> None
     assert_same_bits(values, before[1], "places of nobody")
 
 
-def test_commit_moves_the_accepted_path(run: Launcher) -> None:
+@pytest.mark.parametrize("dim", [136, 50])
+def test_commit_moves_the_accepted_path(run: Launcher, dim: int) -> None:
     """In all planes, across pages, overlapping: nodes 1 2 5 6 20 move to 0 .. 4."""
-    planes, kv_heads, dim, start = 3, 2, 136, 13
+    planes, kv_heads, start = 3, 2, 13
     paths = [[1, 2, 5, 6, 20], [0, 1], [], [3]]
     parents = [[-1] * 24] * 4
     rows = Rows(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
+from cascade_engine.kernels.attention import attention
 from cascade_engine.kernels.fused_norm import fused_norm
-from cascade_engine.kernels.prefill_attention import prefill_attention
 from cascade_engine.kernels.rope_store import rope_store
 from cascade_engine.kernels.swiglu import swiglu
 
+from cascade_engine.ops.launch import Launcher
+from tests.cuda.support import Rows, assert_same_bits
+from tests.cuda.test_attention import Attention, check, random_bias
+
 PAGE = 16
 F16, F32 = torch.float16, torch.float32
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def near(ours: torch.Tensor, exact: torch.Tensor, what: str, units: float = 2.0) -> None:
@@ -67,27 +74,60 @@ def check_rope_store(dtype: torch.dtype) -> None:
     assert (keys.transpose(1, 2)[untouched.to(DEVICE)] == 9).all()
 
 
-def attend(dtype: torch.dtype, start: int, count: int, heads: int, kv_heads: int, dim: int) -> None:
-    """Places behind the last token hold NaN; a query's bits do not depend on the chunk's start."""
-    torch.manual_seed(start)
-    length = start + count
-    table = torch.randperm(12, dtype=torch.int32, device=DEVICE)
-    keys, values = torch.full((2, 12, kv_heads, PAGE, dim), torch.nan, dtype=dtype, device=DEVICE)
-    dense = torch.randn(2, length, kv_heads, dim, device=DEVICE).to(dtype)
-    for i in range(length):
-        keys[table[i // PAGE], :, i % PAGE], values[table[i // PAGE], :, i % PAGE] = dense[:, i]
-    queries = torch.randn(count, heads, dim, device=DEVICE).to(dtype)
-    out = torch.full_like(queries, torch.nan)
-    prefill_attention(queries, keys, values, table, start, 0.3, out)
-    k, v = (x.double().repeat_interleave(heads // kv_heads, 1) for x in dense)
-    scores = torch.einsum("qhd,khd->hqk", queries.double(), k) * 0.3
-    place = torch.arange(length, device=DEVICE)
-    scores.masked_fill_(place[None, :] > place[start:, None], -torch.inf)
-    near(out, torch.einsum("hqk,khd->qhd", scores.softmax(-1), v), "attention", units=4)
-    later = min(3, count - 1)
-    part = torch.full_like(queries[later:], torch.nan)
-    prefill_attention(queries[later:], keys, values, table, start + later, 0.3, part)
-    near(part, out[later:].double(), "another chunk", units=4)
+class Triton(Launcher):
+    """Triton's attention where the native one is launched."""
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace(attention_partial_floats=lambda *shape: 0), DEVICE)
+
+    def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
+        assert name == "attention"
+        row = arguments["heads"] * arguments["cache"]["head_dim"]
+        attention(**arguments, out_stride=row)
+
+
+TREE = [-1, 0, 0, -1, 2, 2, 4, 3, 6]
+
+
+def check_attention() -> None:
+    """The cases of the native kernel's tests, with head sizes that it lacks."""
+    run = Triton()
+    for heads, kv_heads, dim, starts, counts in (
+        (2, 1, 100, [5, 0, 61], [3, 0, 9]),
+        (40, 2, 20, [63, 2], [2, 1]),  # 20 heads share keys: more than a tile of queries
+        (3, 3, 136, [130], [20]),
+    ):
+        check(Attention(Rows(run, starts, counts), heads, kv_heads, dim, F16))
+    check(Attention(Rows(run, [9, 40], [2, 2], slots=[1, -1], width=4), 4, 2, 20, F16))
+    for start in (3, 60):
+        rows = Rows(run, [start, 30], [len(TREE) + 2, 4], [TREE, None])
+        check(Attention(rows, 4, 2, 20, F16))
+    sources, trees = [63, 64, 70, 60], [None, None, TREE, TREE]
+    rows = Rows(run, [63, 66, 129, 61], [1, 3, 9, 9], trees)
+    check(Attention(rows, 4, 2, 20, F16, random_bias(4), sources))
+    rows = Rows(run, [100, 70, 40], [2, 3, len(TREE)], [None, None, TREE])
+    check(Attention(rows, 4, 4, 20, F16, sources=[81, 33, 39], over_source=True))
+    rows = Rows(run, [0, 0], [70, 1])
+    check(Attention(rows, 2, 2, 20, F16, random_bias(2), [70, 1], over_source=True))
+    check_bits(run)
+
+
+def check_bits(run: Launcher) -> None:
+    """Tokens of a tree, and of chains alone and together, get the bits of one token at a time."""
+    parents, start = [-1, 0, 0, 1, 2, 4, 5, 6, 3], 58
+    tree = Attention(Rows(run, [start], [len(parents)], [parents]), 4, 2, 20, F16)
+    tree.fill()
+    ours = tree()
+    for t in (2, 7, 8):
+        path = tree.rows.path(0, t)
+        for fed in (1, 3):
+            first = len(path) - fed
+            chain = Attention(Rows(run, [first], [fed]), 4, 2, 20, F16)
+            for i, index in enumerate(path):
+                page, offset = tree.place(0, index)
+                chain.write(0, i, tree.keys[page, :, offset], tree.values[page, :, offset])
+            chain.queries[fed - 1] = tree.queries[t]
+            assert_same_bits(chain()[fed - 1], ours[t], (t, fed))
 
 
 def main() -> None:
@@ -98,9 +138,7 @@ def main() -> None:
         check_norm(dtype, adds=True)
         check_swiglu(dtype)
         check_rope_store(dtype)
-    attend(F32, 0, 5, 2, 1, 24)
-    attend(F16, 61, 70, 4, 2, 64)
-    attend(F32, 128, 1, 2, 2, 80)
+    check_attention()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cuda import emulation
+
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
@@ -35,10 +37,17 @@ def test_results_are_the_references() -> None:
     run("tests.kernels.interpreted", TRITON_INTERPRET="1")
 
 
+def test_models_that_the_native_attention_lacks() -> None:
+    if emulation.compiler() is None:
+        pytest.skip("the emulation of the CUDA kernels needs g++")
+    run("tests.kernels.interpreted_model", TRITON_INTERPRET="1")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_results_are_the_references_on_a_gpu() -> None:
     run("tests.kernels.interpreted", TRITON_INTERPRET="0")
+    run("tests.kernels.interpreted_model", TRITON_INTERPRET="0")
 
 
 @pytest.mark.slow
