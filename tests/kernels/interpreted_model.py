@@ -28,10 +28,11 @@ class Recording(RecordingLauncher):
 
     def triton(self, name: str, **arguments: Any) -> None:
         if self._recording is None:
+            self._send()
             super().triton(name, **arguments)
             return
         run: Callable[..., None] = super().triton
-        self._recording.append((lambda stream, **values: run(name, **values), arguments))
+        self._recording.append((lambda stream, **values: run(name, **values), [], arguments))
 
 
 def launcher() -> Launcher:
