@@ -13,13 +13,14 @@ import torch
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.engine import loading
 from cascade_engine.levels import (
+    NeuralLevel,
     Proposal,
     ReviewItem,
     Speculated,
     Speculation,
     StatisticalLevel,
 )
-from cascade_engine.ops import CudaBackend, CudaSpeculation, Sampler
+from cascade_engine.ops import Ask, CudaBackend, CudaSpeculation, Sampler
 from cascade_engine.ops.launch import Launcher
 from tests.cuda.support import BF16, RecordingLauncher
 from tests.cuda.test_backend import SHAPE, make_level, random_row
@@ -44,13 +45,13 @@ def graphs(run: Launcher) -> Launcher:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """Rows and kind of every action of the device."""
-    calls: list[tuple[int, bool]] = []
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, int]]:
+    """Rows and kind of every action of the device, and the longest that a row could get."""
+    calls: list[tuple[int, bool, int]] = []
     original = CudaSpeculation.run
 
     def run(self: CudaSpeculation, asks: Any, trees: bool) -> Any:
-        calls.append((len(asks), trees))
+        calls.append((len(asks), trees, max(ask.length + ask.depth for ask in asks)))
         return original(self, asks, trees)
 
     monkeypatch.setattr(CudaSpeculation, "run", run)
@@ -75,7 +76,7 @@ def test_an_engine_keeps_its_tokens(
     graphs: Launcher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    counted: list[tuple[int, bool]],
+    counted: list[tuple[int, bool, int]],
     tree: int,
     params: dict[str, Any],
 ) -> None:
@@ -98,8 +99,11 @@ def test_an_engine_keeps_its_tokens(
         stats.append(engine.stats())
         assert bool(counted) == (where == "device")
     assert found[0] == found[1] == found[2]
-    assert {trees for _, trees in counted} == {tree > 0}
-    assert max(rows for rows, _ in counted) > 1
+    assert {trees for _, trees, _ in counted} == {tree > 0}
+    assert max(rows for rows, _, _ in counted) > 1
+    # The target's own token ends the review of a row that gets to its limit.
+    limits = [len(p) + q.max_tokens for p, q in zip(prompts, sampling, strict=True)]
+    assert max(reach for _, _, reach in counted) == max(limits) - 1
     if not tree:  # trees near a row's end are cut in other ways
         assert stats[1]["levels"] == [
             {**level, "seconds": other["seconds"]}
@@ -126,7 +130,8 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
     drafted = 0
     for step in range(6):
         if step in (1, 4):
-            statistical.begin(1, [t % 9 for t in random_row(30)], 0)
+            end = level.rows.read(0, lengths[0] - 9, lengths[0])
+            statistical.begin(1, [*end, 60 + step, 61, 62], 0)
             statistical.finish(1)
         texts = [prediction if step % 2 else None, None]
         proposals = [Proposal(s, lengths[s], 7, texts[s]) for s in range(2)]
@@ -220,3 +225,56 @@ def test_a_row_whose_logits_are_no_numbers_stays_as_it_was(run: Launcher) -> Non
     assert level.pages.length[0] == 11
     assert level.rows.read(0, 0, 12) == [1, 2, 3] * 4
     level.pages.check_integrity()
+
+
+def test_what_passes_of_the_host_changed_is_sent_again(graphs: Launcher) -> None:
+    """A row gets the pages and tokens back that it had, after another one was there."""
+    weights, sampler = random_weights(2, BF16, **SHAPE), Sampler(temperature=0.0)
+    level = make_level(graphs, weights)
+    statistical = StatisticalLevel(level._backend, level.rows)
+    speculation = Speculation.of(level, statistical)
+    assert speculation is not None
+    first, second = [t % 5 for t in random_row(33)], [50 + t % 5 for t in random_row(33)]
+    asked = [Speculated(Proposal(0, 33, 4), 4, sampler)]
+    level.rows.write(0, first)
+    level.prefill(0, 32)
+    [(item, verdict)] = speculation.review(asked, False, 1)
+    expected = level.rows.read(0, 33, 34 + verdict.num_accepted)
+    level.truncate(0, 32)
+    level.fork(0, 1, 32)
+    level.truncate(0, 0)
+    level.rows.write(0, second)
+    level.prefill(0, 32)
+    level.truncate(0, 0)
+    level.fork(1, 0, 32)
+    level.rows.write(0, first)
+    [(again, verdict)] = speculation.review(asked, False, 1)
+    assert again.drafted == item.drafted
+    assert level.rows.read(0, 33, 34 + verdict.num_accepted) == expected
+    level.truncate(0, 32)
+    level.rows.write(0, first)
+    drafts = speculation._action.run([ask_of(level, 33, sampler)], False)[0].tokens
+    (count,) = statistical.propose([Proposal(0, 33, 4)])
+    assert drafts == level.rows.read(0, 33, 33 + count)
+
+
+def ask_of(level: NeuralLevel, length: int, sampler: Any) -> Ask:
+    """Of slot 0, whose pages are reserved."""
+    level.pages.reserve(0, length + 4, level.storage.copy_page)
+    return Ask(0, level.rows.starts[0], length, 4, 4, sampler)
+
+
+def test_graphs_of_memory_that_moved_are_dropped(emulated: Launcher) -> None:
+    graphs = RecordingLauncher(emulated)
+    level = make_level(graphs, random_weights(2, BF16, **SHAPE))
+    speculation = Speculation.of(level, StatisticalLevel(level._backend, level.rows))
+    assert speculation is not None
+    level.rows.write(0, [1, 2, 3] * 4)
+    level.prefill(0, 11)
+    replays = []
+    for count in (3, 3, 3, 40, 3, 3):
+        asked = [Speculated(Proposal(0, 12, count), count, Sampler(temperature=0.0))]
+        speculation.review(asked, False, 1)
+        level.truncate(0, 11)
+        replays.append(graphs.replays)
+    assert replays == [0, 1, 2, 2, 2, 3]
