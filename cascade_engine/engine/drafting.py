@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stats import EngineStats
-from cascade_engine.engine.watching import Watcher
+from cascade_engine.engine.watching import Audience
 from cascade_engine.levels import Proposal, StatisticalLevel, TokenRows
-from cascade_engine.policy import Draft, Listener
+from cascade_engine.policy import Draft
 
 
 class Drafting:
@@ -22,14 +22,13 @@ class Drafting:
         level: int,
         tokens: TokenRows,
         stats: EngineStats,
-        listeners: Sequence[Listener],
+        audience: Audience,
     ) -> None:
         self._statistical = statistical
         self._level = level
         self._tokens = tokens
         self._stats = stats
-        self._listeners = listeners
-        self.watcher = Watcher()
+        self._audience = audience
 
     def draft(self, drafts: Sequence[tuple[Row, Draft]]) -> None:
         """Appends tokens to rows, or branches to their trees."""
@@ -45,13 +44,13 @@ class Drafting:
             )
         for (row, _), count in zip(chains, counts, strict=True):
             row.append_draft(self._level, count)
-            self.watcher.drafted(row, count)
+            self._audience.watcher.drafted(row, count)
         middle = time.perf_counter()
         trees = [(row, action) for row, action in drafts if action.nodes]
         self._draft_trees(trees)
         end = time.perf_counter()
         seconds = end - begin
-        for listener in [each for each in self._listeners if each.listening]:
+        for listener in self._audience.listening():
             if chains:
                 listener.drafted(self._level, chains, middle - begin)
             if trees:
@@ -59,7 +58,7 @@ class Drafting:
         self._stats.count_pass(self._level, len(drafts), seconds)
         for row, _ in drafts:
             row.stats.levels[self._level].count_call(seconds / len(drafts))
-        self.watcher.passed("draft", self._level, begin, seconds)
+        self._audience.watcher.passed("draft", self._level, begin, seconds)
 
     def finish(self, row: Row) -> None:
         """The row is complete: learns from its answer where the level learns."""
@@ -91,7 +90,7 @@ class Drafting:
             )
             for (row, root, _), tree in zip(roots, trees, strict=True):
                 row.append_branches(self._level, self._tokens, root, tree)
-                self.watcher.branched(row, root, tree)
+                self._audience.watcher.branched(row, root, tree)
 
     def _count(self, row: Row) -> None:
         """The level knows the row's final tokens."""

@@ -56,6 +56,7 @@ class Engine:
         self.eos_ids = loaded.eos_ids
         """Tokens that end an answer."""
         self._cycle = Cycle(self.neural, self.statistical, loaded.rows, reuse_cache, prefill_tokens)
+        self._roster = self._cycle.roster
         self._requests = RequestBuilder(
             loaded.tokenizer,
             loaded.eos_ids,
@@ -162,18 +163,18 @@ class Engine:
     @property
     def listeners(self) -> list[Listener]:
         """They hear of every pass, review and step; add to them, or remove."""
-        return self._cycle.listeners
+        return self._cycle.audience.listeners
 
     @property
     def batching(self) -> Batching:
         """How passes over several rows are laid out, and whether prefixes are shared."""
-        return Batching(self.neural[0].left_padded, self._cycle.slots.reuse)
+        return Batching(self.neural[0].left_padded, self._roster.slots.reuse)
 
     def set_batching(self, batching: Batching) -> None:
         """Takes effect with the next step and changes no token."""
         for level in self.neural:
             level.left_padded = batching.left_padded
-        self._cycle.slots.reuse = batching.reuse_cache
+        self._roster.slots.reuse = batching.reuse_cache
 
     @property
     def level_names(self) -> list[str]:
@@ -200,9 +201,9 @@ class Engine:
         """
         if request_id is None:
             request_id = self._fresh_id()
-        elif any(row.request_id == request_id for row in self._cycle.rows()):
+        elif any(row.request_id == request_id for row in self._roster.rows()):
             raise RequestError(f"request id {request_id!r} is in use")
-        self._cycle.enqueue(self._new_rows(prompt, params, request_id))
+        self._roster.enqueue(self._new_rows(prompt, params, request_id))
         return request_id
 
     def has_work(self) -> bool:
@@ -221,30 +222,30 @@ class Engine:
         request id with the indices returned; they deliver only what comes after the fork. Raises
         RequestError if there is no such request.
         """
-        rows = [row for row in self._cycle.rows() if row.request_id == request_id]
+        rows = [row for row in self._roster.rows() if row.request_id == request_id]
         if not rows or n < 1:
             raise RequestError(f"cannot fork {request_id!r} {n} times: no such request, or n < 1")
         parent = min(rows, key=lambda row: row.index)
         first = 1 + max(row.index for row in rows)
         token_ids = self._cycle.token_ids(parent)
         forks = [self._requests.fork(parent, first + i, token_ids) for i in range(n)]
-        self._cycle.enqueue(forks)
+        self._roster.enqueue(forks)
         return [row.index for row in forks]
 
     def stats(self) -> dict[str, Any]:
         """Counters since loading or `reset_stats`, and what is held at this moment."""
         return {
             **self._cycle.stats.snapshot(),
-            "waiting": len(self._cycle.waiting),
-            "running": len(self._cycle.slots.running),
-            "pages": self._cycle.slots.occupancy(),
+            "waiting": len(self._roster.waiting),
+            "running": len(self._roster.slots.running),
+            "pages": self._roster.slots.occupancy(),
         }
 
     def capacity(self) -> Capacity:
         """What is free for further requests at this moment."""
-        free_rows, free_tokens = self._cycle.slots.vacancies()
-        waiting = len(self._cycle.waiting)
-        return Capacity(len(self._cycle.slots.running), waiting, free_rows, free_tokens)
+        free_rows, free_tokens = self._roster.slots.vacancies()
+        waiting = len(self._roster.waiting)
+        return Capacity(len(self._roster.slots.running), waiting, free_rows, free_tokens)
 
     def reset_stats(self) -> None:
         """Starts the counters over."""
@@ -257,11 +258,11 @@ class Engine:
 
         Raises RequestError if a trace is being written, OSError for a file that cannot be.
         """
-        if isinstance(self._cycle.watcher, Tracing):
+        if isinstance(self._cycle.audience.watcher, Tracing):
             raise RequestError("a trace is being written: close it before another one begins")
         writer = TraceWriter(path, self.level_names)
         tracing = Tracing(writer, self._rows, self.tokenizer, stop=self._stop_tracing)
-        self._cycle.watcher = tracing
+        self._cycle.set_watcher(tracing)
         return tracing
 
     def step(self) -> list[StepOutput]:
@@ -295,7 +296,7 @@ class Engine:
         rows: list[Row] = []
         for prompt, each in batch_of(prompts, params):
             rows += self._new_rows(prompt, each, self._fresh_id())
-        self._cycle.enqueue(rows)
+        self._roster.enqueue(rows)
         outputs = {(row.request_id, row.index): row.output([]) for row in rows}
         unfinished = set(outputs)
         try:
@@ -316,7 +317,7 @@ class Engine:
         rows = self._new_rows(prompt, params, request_id)
         if len(rows) != 1:
             raise RequestError(f"a stream has one sample, got n={len(rows)}: use generate or step")
-        self._cycle.enqueue(rows)
+        self._roster.enqueue(rows)
         return Stream(
             rows[0].output([]),
             step=lambda: self.step_for({request_id}),
@@ -358,7 +359,7 @@ class Engine:
 
     def clear_cache(self) -> None:
         """Forgets the caches that finished requests left for later ones."""
-        self._cycle.slots.clear()
+        self._roster.slots.clear()
 
     def clear_learned(self) -> None:
         """Forgets what was learnt from complete answers."""
@@ -371,10 +372,10 @@ class Engine:
     # Inside
 
     def _stop_tracing(self) -> None:
-        self._cycle.watcher = Watcher()
+        self._cycle.set_watcher(Watcher())
 
     def _fresh_id(self) -> str:
-        taken = {row.request_id for row in self._cycle.rows()}
+        taken = {row.request_id for row in self._roster.rows()}
         while True:
             request_id = f"request-{next(self._request_numbers)}"
             if request_id not in taken:
@@ -384,10 +385,10 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams | None, request_id: str
     ) -> list[Row]:
         rows = self._requests.rows(request_id, prompt, params or SamplingParams())
-        if not self._cycle.slots.could_hold(rows[0]):
+        if not self._roster.slots.could_hold(rows[0]):
             raise CapacityError(
                 f"a row of {rows[0].limit} tokens (prompt and max_tokens) does not fit the "
-                f"key/value cache of {self._cycle.slots.capacity} tokens: lower max_tokens or "
+                f"key/value cache of {self._roster.slots.capacity} tokens: lower max_tokens or "
                 "raise kv_cache_bytes"
             )
         return rows

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.row import Row
 from cascade_engine.levels import DraftedTree, ReviewItem, Verdict
+from cascade_engine.policy import Listener
 
 
 class Watcher:
@@ -57,3 +58,21 @@ class Watcher:
 
     def stepped(self, begin: float, seconds: float) -> None:
         """An engine step is over."""
+
+
+class Audience:
+    """Everybody who hears of what an engine does: one watcher, and the policies' listeners."""
+
+    def __init__(self) -> None:
+        self.watcher = Watcher()
+        """A plain `Watcher` is nobody."""
+        self.listeners: list[Listener] = []
+
+    @property
+    def watched(self) -> bool:
+        """Somebody wants to see drafts before they are reviewed."""
+        return type(self.watcher) is not Watcher
+
+    def listening(self) -> list[Listener]:
+        """Who wants to hear of passes now."""
+        return [each for each in self.listeners if each.listening]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine.policy import Draft, LevelSet
-from cascade_engine.policy.base import ReviewSeen, RowSeen, VerdictSeen
+from cascade_engine.policy.base import OutputSeen, ReviewSeen, RowSeen, VerdictSeen
 from cascade_engine.policy.costs import PassCosts
 
 SLOWEST = 0.05
@@ -58,7 +58,13 @@ class Passes:
             self._tokens += sum(verdict.num_accepted + 1 for verdict in verdicts)
         self._pass(level, len(rows), fed, any(item.tree is not None for item in items), seconds)
 
-    def stepped(self, seconds: float, prefill_seconds: float) -> None:
+    @property
+    def listening(self) -> bool:
+        return True
+
+    def stepped(
+        self, outputs: Sequence[OutputSeen], seconds: float, prefill_seconds: float
+    ) -> None:
         self._step(self._events, self._tokens, seconds - prefill_seconds)
         self._events, self._tokens = 0, 0
 

@@ -200,7 +200,7 @@ def test_every_cache_holds_the_row(drafters: dict[str, Path], temperature: float
     replaced = 0
     while engine.has_work():
         engine.step()
-        for row in engine._cycle.slots.running:
+        for row in engine._cycle.roster.slots.running:
             replaced += sum(level == 1 for level in row.sources)
             for level in engine.neural:
                 length = level.pages.length[row.slot]

@@ -70,9 +70,9 @@ def test_drafts_start_from_their_own_cache() -> None:
     (prompt,) = prompts_of(1, 70)
     engine.generate([prompt], SHORT)
     engine.add_request(prompt, SHORT, "again")
-    slots = engine._cycle.slots
-    (row,) = engine._cycle.waiting
-    assert slots.admit(engine._cycle.waiting.popleft())
+    slots = engine._cycle.roster.slots
+    (row,) = engine._cycle.roster.waiting
+    assert slots.admit(engine._cycle.roster.waiting.popleft())
     assert [level.pages.length[row.slot] for level in engine.neural] == [64, 64]
     assert engine.abort("again")
     engine.check_integrity()
@@ -126,14 +126,14 @@ def test_samples_and_forks_share_everything(reuse: bool) -> None:
     engine.add_request(prompt, params, "r")
     engine.step()
     engine.step()
-    assert [row.stats.cached_tokens for row in engine._cycle.slots.running] == [0, 44, 44]
+    assert [row.stats.cached_tokens for row in engine._cycle.roster.slots.running] == [0, 44, 44]
     pages = engine.neural[0].pages
     assert pages.available_pages >= pages.pages - 2 - 2 * 3
     (index,) = engine.fork("r", 1)
-    parent = engine._cycle.slots.running[0]
+    parent = engine._cycle.roster.slots.running[0]
     emitted = parent.final
-    row = engine._cycle.waiting.popleft()
-    assert engine._cycle.slots.admit(row)
+    row = engine._cycle.roster.waiting.popleft()
+    assert engine._cycle.roster.slots.admit(row)
     assert pages.length[row.slot] == emitted - 1
     assert row.index == index
     assert row.stats.cached_tokens == 45

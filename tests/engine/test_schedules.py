@@ -226,14 +226,14 @@ def test_a_soak_of_short_requests_leaks_nothing(monkeypatch: pytest.MonkeyPatch)
     answers: dict[tuple[int, ...], list[int]] = {}
     aborted = 0
     while len(prompts) < 20_000 or engine.has_work():
-        while len(prompts) < 20_000 and len(engine._cycle.waiting) < 8:
+        while len(prompts) < 20_000 and len(engine._cycle.roster.waiting) < 8:
             prompt = rng.choice(beginnings)[: rng.choice([1, 2, 4, 6, 20, 40])]
             prompt = [*prompt, rng.randrange(3, 8)]
             new = 80 if rng.random() < 0.02 else rng.randint(1, 3)
             params = SamplingParams(max_tokens=new, ignore_eos=True)
             prompts[engine.add_request(prompt, params)] = tuple(prompt)
-        if rng.random() < 0.05 and engine._cycle.slots.running:
-            row = rng.choice(engine._cycle.slots.running)
+        if rng.random() < 0.05 and engine._cycle.roster.slots.running:
+            row = rng.choice(engine._cycle.roster.slots.running)
             aborted += engine.abort(row.request_id)
             got.pop(row.request_id, None)
         for out in engine.step():

@@ -21,7 +21,7 @@ def step(listener: Any, reviews: int, accepted: int, seconds: float, nodes: int 
     tree = SimpleNamespace(tree=object() if nodes else None)
     verdict = SimpleNamespace(num_accepted=accepted)
     listener.reviewed(0, [None], [tree], [verdict], accepted + 2, 100e-6)
-    listener.stepped(seconds + 0.5, 0.5)
+    listener.stepped([], seconds + 0.5, 0.5)
 
 
 def inside(reviews: int) -> float:
@@ -62,7 +62,7 @@ def test_a_draft_that_writes_alone_has_passes_of_its_own() -> None:
     assert measured.costs.seconds(4, 1, 1) == pytest.approx(20e-6, rel=0.05)
     priced = Priced(2, measured.costs, Rest(0.0, EVENT, 0.0))
     priced.drafted(1, drafts, 99.0)
-    priced.stepped(99.0, 0.0)
+    priced.stepped([], 99.0, 0.0)
     assert priced.seconds == pytest.approx(80e-6 + EVENT, rel=0.05)
 
 
