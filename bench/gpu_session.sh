@@ -22,7 +22,8 @@ DRY_RUN=${DRY_RUN:-}
 DATA=build/gpu-data
 PATH=$(dirname "$PYTHON"):$PATH # where pip puts cmake and ninja
 KERNEL_TESTS=(tests/cuda/test_linear.py tests/cuda/test_attention.py
-  tests/cuda/test_forward_ops.py tests/cuda/test_sampling.py tests/cuda/test_drafting.py)
+  tests/cuda/test_forward_ops.py tests/cuda/test_sampling.py tests/cuda/test_drafting.py
+  tests/cuda/test_draft_trees.py)
 export PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 case $mode in

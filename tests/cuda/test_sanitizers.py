@@ -23,6 +23,7 @@ TESTS = [
     "test_attention.py::test_a_relative_bias_and_no_scale",
     "test_forward_ops.py",
     "test_drafting.py",
+    "test_draft_trees.py",
     "test_sampling.py::test_trees",
     "test_sampling.py::test_reviews_are_the_oracles",
     "test_backend.py::test_a_tree_is_reviewed_and_committed",
