@@ -56,6 +56,8 @@ LISTENING_SHARE = 0.005
 """Of the time, that this may take; beyond it steps pass unheard."""
 LOOK_SHARE = 150
 """Time between two looks at all plans, times that of a look, once there were some."""
+STALL = 10.0
+"""Times the expected, beyond which the seconds of a step are not the plan's."""
 FIRST_SAVE = 12
 """Reviews before what was learnt is first written down; then at each doubling."""
 
@@ -212,7 +214,8 @@ class CascadeLearner:
     def stepped(
         self, outputs: Sequence[OutputSeen], seconds: float, prefill_seconds: float
     ) -> None:
-        seconds -= prefill_seconds
+        # A process that was stopped for a while did not decode slowly.
+        seconds = min(seconds - prefill_seconds, STALL * self._estimate.seconds)
         self._clock += seconds
         self._steps += 1
         if not self.listening:

@@ -231,6 +231,20 @@ def test_short_steps_pass_unheard() -> None:
     assert heard[1e-1] == 1000
 
 
+def test_a_process_that_was_stopped_learns_nothing_from_that() -> None:
+    world = World((1.0, 0.1), (EASY, HARD))
+    simulation = Simulation(world, AUTO, 1, 600)
+    learner = simulation.policy
+    assert isinstance(learner, CascadeLearner)
+    while simulation.rows[0].frontier[0] < 300:
+        simulation.step()
+    before = learner._clock
+    learner.reviewed(0, simulation.rows, [Reviewed(0, 0, None)], [Kept(0)], 1, 1e5)
+    learner.stepped([Emitted(range(1), None)], 1e5, 0.0)
+    assert learner._clock - before < 100.0
+    assert learner._lost < 100.0
+
+
 def test_policies_say_no_clearly() -> None:
     with pytest.raises(RequestError, match="max_lenience must be"):
         AutoCascade(max_lenience=0.5)
