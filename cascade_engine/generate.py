@@ -50,6 +50,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.endpoint is not None and text is not None:
         return answer_by_points(args, text, endpoint_of(args, params))
     engine = _load(args, family, params)
+    if args.compare and text is not None and args.sot is None:
+        _warm_up(engine, _encoded(engine, args, family, [], text), params)
     with nullcontext() if args.trace is None else engine.trace(args.trace):
         if text is None:
             return _converse(engine, args, family, params)
@@ -226,6 +228,15 @@ def _show(engine: Engine, piece: Piece) -> None:
 def _summarise(result: Generation, params: SamplingParams) -> None:
     seed = result.seed if params.temperature > 0 else None
     say(summary(result.stats, result.finish_reason or "", seed, sys.stderr.isatty()))
+
+
+def _warm_up(engine: Engine, prompt: str | Sequence[int], params: SamplingParams) -> None:
+    """The first passes after loading touch all memory for the first time, which takes as long as
+    many later ones: neither side of a comparison is to pay for that."""
+    engine.generate([prompt], replace(params, n=1, max_tokens=min(params.max_tokens, 24)))
+    engine.clear_cache()
+    engine.clear_learned()
+    engine.reset_stats()
 
 
 def _compare(
