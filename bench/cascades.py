@@ -120,10 +120,6 @@ class Models:
         return self._loaded.tokenizer
 
     @property
-    def has_table(self) -> bool:
-        return self._table is not None
-
-    @property
     def names(self) -> list[str]:
         """Of the neural levels."""
         return [level.name for level in self._loaded.neural]

@@ -18,8 +18,6 @@ import triton.language as tl
 PAGE_TOKENS = 16
 BIAS_MARGIN = 15
 QUERIES, POSITIONS = 16, 64
-MAX_HEAD_DIM = 256
-"""Two stages of keys and values must fit the shared memory of sm_80."""
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cascade_engine.errors import CapacityError
-from cascade_engine.ops.launch import ELEMENT, Launcher
+from cascade_engine.ops.launch import Launcher
 
 CHUNK = 256
 PAGE_TOKENS = 16
@@ -96,7 +96,6 @@ class CudaProgram:
     def bind_block_tables(self, address: int, stride: int, pages: int) -> None:
         rows = self.host_tokens.shape[0]
         self.host_tables = host_ints(address, rows * stride).view(rows, stride)
-        self._pages = pages
         self.tables = torch.zeros((rows, stride), dtype=torch.int32, device=self.launcher.device)
         self.max_chunks = -(-stride * PAGE_TOKENS // CHUNK)
 
@@ -338,7 +337,3 @@ def host_ints(address: int, count: int) -> torch.Tensor:
     """Host memory as an int32 tensor that shares it."""
     memory = (ctypes.c_int32 * count).from_address(address)
     return torch.frombuffer(memory, dtype=torch.int32)
-
-
-def element(dtype: torch.dtype) -> int:
-    return ELEMENT[dtype]
