@@ -8,7 +8,8 @@
 Ordinary decoding, Skeleton-of-Thought (SoT) and SoT with a router (SoT-R). On a local target every
 way of expanding points is timed with the cascade and without, interleaved question by question;
 the ordinary answer has as many tokens as the one by points. Throughput and latency are measured
-over 1 to 16 questions at a time. Times are CUDA events where a GPU decodes, else wall clock.
+over 1 to 16 questions at a time, and what it costs to let the load decide. Times are CUDA events
+where a GPU decodes, else wall clock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from typing import Any
 
 from bench.measure import machine_facts, write_json
 from bench.sot_answers import Remote, compare_answers, load_questions, router_table
-from bench.sot_timing import Local, measure_latency, measure_points, measure_throughput
+from bench.sot_timing import (
+    Local,
+    measure_latency,
+    measure_points,
+    measure_throughput,
+    measure_trigger,
+)
 from cascade_engine.ops.cpu import default_threads
 from cascade_engine.sot import Prices
 from cascade_engine.sot.judge import GENERAL
@@ -74,6 +81,14 @@ def show(report: dict[str, Any]) -> None:
             )
         share = found["fork_over_left_padded_prefill"]
         print(f"prefill of fork over left-padded: {share:.2f}; same text: {found['same_text']}")
+    if "trigger" in report:
+        found = report["trigger"]
+        otherwise = found["times_as_fast_otherwise"]
+        rest = "" if otherwise is None else f", the others {otherwise['median']:.3f}x"
+        print(
+            f"left to the load: {found['by_points']} of {found['questions']} questions by points"
+            f"{rest} as fast as ordinary decoding"
+        )
     for name, entry in report.get("router", {}).items():
         print(
             f"router on {name}: accuracy {entry['accuracy']:.1%} (majority "
@@ -139,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.points is not None:
             timed = [q for q in questions if q.category == f"{args.points} points"]
         report["latency"] = measure_latency(local, timed, args.rounds)
+        report["trigger"] = measure_trigger(local, questions)
         report["throughput"] = measure_throughput(
             local, questions, [int(count) for count in args.concurrent.split(",")]
         )

@@ -190,3 +190,36 @@ def measure_throughput(
             flush=True,
         )
     return report
+
+
+class EveryQuestion:
+    """A router that sends every question on to the trigger."""
+
+    threshold = 0.0
+
+    def score(self, question: str) -> float:
+        return 1.0
+
+
+def measure_trigger(local: Local, questions: Sequence[Question]) -> dict[str, Any]:
+    """What it costs to let the engine's load decide, question after question, from nothing known:
+    `auto` against ordinary decoding, each question by both, in turns."""
+    sot = SkeletonOfThought(local.engine, replace(local.options, use="auto"), EveryQuestion())
+    ratios: dict[str, list[float]] = {"points": [], "ordinary": []}
+    way = []
+    for i, question in enumerate(questions):
+        cases = {"ordinary": local.off, "auto": sot}
+        found = {
+            name: local.run(local.cascade, lambda s=cases[name]: s.answer(question.text))  # noqa: B023
+            for name in sorted(cases, reverse=i % 2 == 0)
+        }
+        (seconds, result), (ordinary, _) = found["auto"], found["ordinary"]
+        way.append("points" if result.used_sot else "ordinary")
+        ratios[way[-1]].append(ordinary / seconds)
+    return {
+        "questions": len(questions),
+        "first_ordinary": way.index("ordinary") if "ordinary" in way else None,
+        "by_points": len(ratios["points"]),
+        "times_as_fast_by_points": quantiles(ratios["points"]) if ratios["points"] else None,
+        "times_as_fast_otherwise": quantiles(ratios["ordinary"]) if ratios["ordinary"] else None,
+    }
