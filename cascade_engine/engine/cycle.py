@@ -123,18 +123,17 @@ class Cycle:
 
     def _step(self, policy: Policy) -> list[StepOutput]:
         self.roster.admit()
-        deciding, first = self._prefill()
-        wide = bool(first) and len(deciding) > ROWS_BESIDE_NEW_ONES
+        running, new = self._prefill()
+        wide = bool(new) and len(running) > ROWS_BESIDE_NEW_ONES
         self._apart = wide and not self._apart
-        if self._apart:
-            deciding = []
-        reviews: list[tuple[Row, Review]] = []
+        deciding = [] if self._apart else running + new
+        reviews = [(row, Review(0)) for row in new] if self._apart else []
         while deciding:
             actions = [(r, policy.next_action(r.state(self._contexts))) for r in deciding]
             level = max(action.level for _, action in actions)
             drafts, reviews = self._sorted(level, actions)
             if level == len(self._neural):
-                together = not first and len(drafts) == len(deciding) and not self.audience.watched
+                together = not new and len(drafts) == len(deciding) and not self.audience.watched
                 if together and self._speculating and self._speculating.takes(policy, drafts):
                     return [
                         self._emit(row) for row in self._passes.speculate(self._speculating, drafts)
@@ -146,23 +145,23 @@ class Cycle:
             self._passes.draft(level, drafts)
             self._passes.review(level, policy.lenience, reviews)
             deciding, reviews = [row for row in deciding if row.slot != NO_SLOT], []
-        last = [*reviews, *((row, Review(0)) for row in first)]
-        return [self._emit(row) for row in self._passes.review(0, 1.0, last)]
+        return [self._emit(row) for row in self._passes.review(0, 1.0, reviews)]
 
     def _prefill(self) -> tuple[list[Row], list[Row]]:
         """Feeds prompts (and what preempted rows lost) to the target, up to a budget of tokens.
 
-        Returns the rows that may draft, and those whose rest of the prompt fits the budget: they
-        go into the step's target review as they are, so that a prompt costs no pass of its own.
+        Returns the rows that are through, and those whose rest of the prompt fits the budget: that
+        goes into the step's target review, with drafts behind it, so that a prompt costs no pass of
+        its own.
         """
         target, budget = self._neural[0], self._prefill_tokens
-        drafting, first, chunks = [], [], []
+        running, new, chunks = [], [], []
         for row in self.roster.slots.running:
             lag = row.length - target.pages.length[row.slot]
             if lag <= 1:
-                drafting.append(row)
+                running.append(row)
             elif lag <= budget:
-                first.append(row)
+                new.append(row)
                 budget -= lag
             elif budget:
                 chunks.append((row, row.length - lag + budget))
@@ -176,8 +175,8 @@ class Cycle:
                 self.stats.prefill_seconds += seconds
                 self.audience.watcher.prefilled(row, start, end, begin, seconds)
         return (
-            [row for row in drafting if row.slot != NO_SLOT],
-            [row for row in first if row.slot != NO_SLOT],
+            [row for row in running if row.slot != NO_SLOT],
+            [row for row in new if row.slot != NO_SLOT],
         )
 
     def _sorted(

@@ -123,11 +123,12 @@ def test_cascade_equals_plain(
 
 
 def test_a_cascade_is_at_work(models: dict[str, Path]) -> None:
-    """A draft that is the target itself saves passes, and Max-Gram finds the encoder's input."""
-    params = SamplingParams(max_tokens=81, temperature=1.0, seed=5, ignore_eos=True)
+    """A draft that is the target itself saves passes, from the first one on: that one reads the
+    prompt and reviews drafts as well."""
+    params = SamplingParams(max_tokens=80, temperature=1.0, seed=5, ignore_eos=True)
     policy = FixedCascade([[7, 0], [0, 0]])
     engine = Engine.load(models["v1.1"], [models["v1.1"]], policy=policy)
-    assert engine.generate([5, 6, 7], params)[0].stats.target_calls == 11
+    assert engine.generate([5, 6, 7], params)[0].stats.target_calls == 10
 
 
 def test_max_gram_searches_the_encoders_input(models: dict[str, Path]) -> None:
@@ -146,8 +147,9 @@ def test_max_gram_searches_the_encoders_input(models: dict[str, Path]) -> None:
 
     level.propose = noted  # type: ignore[method-assign]
     engine.generate(source, SamplingParams(max_tokens=9, ignore_eos=True))
-    first = proposed[0][0]
-    assert proposed[0] == [(first + i - 1) % (VOCAB - 1) + 1 for i in range(5)]
+    assert proposed[0][0] == 0  # where the decoder begins, there is no token yet
+    first = proposed[1][0]
+    assert proposed[1] == [(first + i - 1) % (VOCAB - 1) + 1 for i in range(5)]
 
 
 def test_prompts_that_begin_alike_share_nothing(models: dict[str, Path]) -> None:
