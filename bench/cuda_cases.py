@@ -5,54 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn import functional
 
+from bench.cuda_batch import batch_of, said, served_by
 from bench.cuda_peers import flashinfer_attention
-from bench.op_case import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
+from bench.cuda_row_cases import rms_norm_cases, rope_store_cases, swiglu_cases
+from bench.op_case import Case, Size, by_count, relative_error, sizes_of, tree_mask
 from bench.shapes import vocabulary_of
-from cascade_engine.gpu_kernels import ALTERNATIVES, NATIVE, TRITON, triton_version
-from cascade_engine.ops.cuda_program import CHUNK, NO_TREE, PAGE_TOKENS, ancestor_words
+from cascade_engine.gpu_kernels import TRITON
+from cascade_engine.ops.cuda_program import CHUNK, PAGE_TOKENS
 from cascade_engine.ops.launch import ELEMENT, STORE, Launcher, pack_tiles
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
-
-
-def batch_of(
-    run: Launcher, rows: int, width: int, start: int, parents: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """`rows` rows that feed `width` tokens at positions start.. ; with `parents` these are nodes of
-    a tree. Pages lie in random order."""
-    blocks = -(-(start + width) // PAGE_TOKENS)
-
-    def ints(value: int) -> torch.Tensor:
-        return torch.full((rows,), value, dtype=torch.int32, device=run.device)
-
-    words = torch.zeros(rows, width, dtype=torch.int64)
-    if parents is not None:
-        words[:] = ancestor_words(parents)
-    pages = torch.randperm(rows * blocks, dtype=torch.int32).view(rows, blocks)
-    return {
-        "rows": rows,
-        "width": width,
-        "slots": torch.arange(rows, dtype=torch.int32, device=run.device),
-        "starts": ints(start),
-        "counts": ints(width),
-        "bases": ints(NO_TREE if parents is None else start),
-        "ancestors": words.to(run.device),
-        "tokens": torch.zeros(rows, start + width + 64, dtype=torch.int32, device=run.device),
-        "token_stride": start + width + 64,
-        "block_tables": pages.to(run.device),
-        "table_stride": blocks,
-    }
-
-
-def served_by(run: Launcher, op: str) -> tuple[str, ...]:
-    """The kernels that an operation has here."""
-    other = op in ALTERNATIVES and run.device.type == "cuda" and triton_version() is not None
-    return (NATIVE, TRITON) if other else (NATIVE,)
 
 
 def linear_cases(
@@ -205,13 +171,9 @@ def _attention_case(
         2 * rows * context * kv_heads * dim * dtype.itemsize,
         4 * seen * hidden,
         error,
-        f"{heads}/{kv_heads} heads" + " tree" * (parents is not None) + _said(served),
+        f"{heads}/{kv_heads} heads" + " tree" * (parents is not None) + said(served),
         {} if peer is None or parents is not None else {"flashinfer": peer},
     )
-
-
-def _said(served: str) -> str:
-    return "" if served == NATIVE else f" {served}"
 
 
 def _dense(cache: torch.Tensor, tables: torch.Tensor, context: int) -> torch.Tensor:
@@ -220,75 +182,6 @@ def _dense(cache: torch.Tensor, tables: torch.Tensor, context: int) -> torch.Ten
     _, heads, _, dim = cache.shape
     dense = cache[tables].transpose(1, 2).reshape(rows, heads, -1, dim)
     return dense[:, :, :context].contiguous()
-
-
-def rms_norm_cases(
-    run: Launcher, shape: str, dtype: torch.dtype, sizes: Sequence[Size]
-) -> Iterator[Case]:
-    hidden = sizes_of(shape)[0]
-    weight = torch.randn(hidden, device=run.device)
-    for rows, tokens in by_count(sizes):
-        count = rows * tokens
-        x = torch.randn(count, hidden, device=run.device)
-        arguments = {"x": x, "weight": weight, "eps": EPS, "rows": count, "cols": hidden}
-        exact = partial(functional.rms_norm, x, (hidden,), weight, EPS)
-        for served in served_by(run, "rms_norm"):
-            yield _elementwise(
-                run, "rms_norm", rows, tokens, hidden, dtype, arguments, exact, 4, served
-            )
-
-
-def swiglu_cases(
-    run: Launcher, shape: str, dtype: torch.dtype, sizes: Sequence[Size]
-) -> Iterator[Case]:
-    inner = sizes_of(shape)[1]
-    for rows, tokens in by_count(sizes):
-        count = rows * tokens
-        x = torch.randn(count, 2 * inner, device=run.device)
-        gate, up = (half.contiguous() for half in x.chunk(2, dim=1))
-        arguments = {"gate_up": x, "rows": count, "cols": inner}
-
-        def exact(gate: torch.Tensor = gate, up: torch.Tensor = up) -> torch.Tensor:
-            return functional.silu(gate).mul_(up)
-
-        yield _elementwise(run, "swiglu", rows, tokens, inner, dtype, arguments, exact, 5)
-
-
-def _elementwise(
-    run: Launcher,
-    op: str,
-    rows: int,
-    tokens: int,
-    cols: int,
-    dtype: torch.dtype,
-    arguments: dict[str, Any],
-    exact: Any,
-    flops: int,
-    served: str = NATIVE,
-) -> Case:
-    """What it reads lies in the L2 cache; `flops` for each element."""
-    stride = -(-cols // 8) * 8
-    out = torch.empty(rows * tokens, stride, dtype=dtype, device=run.device)
-    arguments = {**arguments, "out": out, "out_stride": stride, "dtype": ELEMENT[dtype]}
-
-    launch = partial(run if served == NATIVE else run.triton, op, **arguments)
-
-    def error() -> float:
-        launch()
-        return relative_error(out[:, :cols].float(), exact())
-
-    return Case(
-        op,
-        rows,
-        tokens,
-        0,
-        launch,
-        lambda: exact().to(dtype),
-        0,
-        flops * rows * tokens * cols,
-        error,
-        _said(served).strip(),
-    )
 
 
 def cases_of(
@@ -302,5 +195,10 @@ def cases_of(
 ) -> Iterator[Case]:
     if op == "attention":
         return attention_cases(run, shape, dtype, sizes, contexts, parents)
-    makers = {"linear": linear_cases, "rms_norm": rms_norm_cases, "swiglu": swiglu_cases}
+    makers = {
+        "linear": linear_cases,
+        "rms_norm": rms_norm_cases,
+        "rope_store": rope_store_cases,
+        "swiglu": swiglu_cases,
+    }
     return makers[op](run, shape, dtype, sizes)

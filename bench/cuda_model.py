@@ -217,6 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     bars = judge(MODEL_BARS, found, "7b", "bf16")
     show_bars(bars)
     device.facts["dependent_launch"] = args.dependent_launch
+    device.facts["kernels"] = backend.launcher.choices
     report = {"machine": device.facts, "results": results, "figures": found, "bars": bars}
     write_json(args.json, report)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.cuda_cases import batch_of
+from bench.cuda_batch import batch_of
 from bench.op_case import Case, Size, sizes_of
 from bench.shapes import vocabulary_of
 from cascade_engine import tables

@@ -89,7 +89,7 @@ class CudaDevice:
     the L2 cache. `launcher` replaces the extension's launchers, for the emulation of the tests,
     whose times mean nothing."""
 
-    ops = ("linear", "attention", "rms_norm", "swiglu", *cuda_token_cases.OPS)
+    ops = ("linear", "attention", "rms_norm", "rope_store", "swiglu", *cuda_token_cases.OPS)
     shape = "7b"
     dtypes: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "f16": torch.float16}
     ceiling_name = "copy"

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from bench import cuda_token_cases
 from bench.bars import CUDA_OPS_BARS, OPS_BARS, Bar, judge, show_bars
 from bench.devices import CEILING, CpuDevice, CudaDevice, Device, open_device
 from bench.measure import paired_ratio, quantiles, write_json
@@ -163,7 +162,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ops, dtypes = [*CpuDevice.ops, *cuda_token_cases.OPS], CpuDevice.dtypes | CudaDevice.dtypes
+    ops = list(dict.fromkeys([*CpuDevice.ops, *CudaDevice.ops]))
+    dtypes = CpuDevice.dtypes | CudaDevice.dtypes
     parser.add_argument("--op", choices=ops, action="append", help="repeatable; default: all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=dtypes, action="append", help="repeatable; default: all")

@@ -6,7 +6,7 @@ import importlib.util
 import platform
 from typing import Any
 
-from cascade_engine.gpu_kernels import gpu_operations, triton_version
+from cascade_engine.gpu_kernels import gpu_name, gpu_operations, triton_version
 
 
 def require_native() -> None:
@@ -28,7 +28,6 @@ def build_info() -> dict[str, Any]:
 
     info: dict[str, Any] = _C.build_info()
     info["triton"] = triton_version()
-    devices = info.get("cuda_devices") or []
-    info["gpu_operations"] = gpu_operations(str(devices[0]) if devices else None)
+    info["gpu_operations"] = gpu_operations(gpu_name(info))
     info["platform"] = platform.platform()
     return info

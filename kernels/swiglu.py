@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,10 +22,12 @@ def swiglu_kernel(gate_up, out, cols, in_stride, out_stride, BLOCK: tl.constexpr
     tl.store(out + row * out_stride + column, value.to(out.dtype.element_ty), mask=inside)
 
 
-def swiglu(gate_up: torch.Tensor, out: torch.Tensor) -> None:
-    """`gate_up` float32 `[rows, 2 cols]`, gate first; `out` `[rows, cols]` of any row stride."""
-    rows, cols = gate_up.shape[0], gate_up.shape[1] // 2
+def swiglu(
+    gate_up: torch.Tensor, rows: int, cols: int, out: torch.Tensor, out_stride: int, **native: Any
+) -> None:
+    """As the native `swiglu`: `gate_up` float32 `[rows, 2 cols]`, gate first; `out` has rows of
+    `out_stride` elements."""
     if rows == 0:
         return
     grid = (rows, triton.cdiv(cols, BLOCK))
-    swiglu_kernel[grid](gate_up, out, cols, gate_up.stride(0), out.stride(0), BLOCK=BLOCK)
+    swiglu_kernel[grid](gate_up, out, cols, 2 * cols, out_stride, BLOCK=BLOCK)

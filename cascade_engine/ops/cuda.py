@@ -16,6 +16,7 @@ from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_recorder import CudaRecorder
 from cascade_engine.ops.cuda_review import CudaReview
 from cascade_engine.ops.cuda_speculation import CudaSpeculation
+from cascade_engine.ops.kernel_choice import chosen_kernels
 from cascade_engine.ops.launch import ELEMENT, Launcher
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
@@ -45,7 +46,7 @@ def check_capability(name: str, capability: tuple[int, int]) -> None:
 
 class CudaBackend:
     """One GPU. `launcher` replaces the extension's launchers, for the emulation; `graphs`: passes
-    are captured in CUDA graphs."""
+    are captured in CUDA graphs. The first one on a device measures which kernels serve there."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class CudaBackend:
         if launcher is None:
             check_device(torch.device(device))
             launcher = Launcher(_C.cuda, torch.device(device))
+            launcher.choices = chosen_kernels(launcher)
         self.launcher = launcher
         self.device = launcher.device
         self.graphs = graphs and launcher.captures

@@ -52,9 +52,10 @@ class CudaRecorder:
             self._buffers[key] = len(self.program.buffers) - 1
         return self._buffers[key]
 
-    def _add(self, name: str, per_logit: bool, served: str = NATIVE, **fixed: Any) -> None:
-        """A launch, of the kernel that serves `name`; callable values are asked at the time of a
-        run."""
+    def _add(self, name: str, per_logit: bool, served: str | None = None, **fixed: Any) -> None:
+        """A launch, of the kernel that serves `name`, by default the one that was chosen for it;
+        callable values are asked at the time of a run."""
+        served = served or self._run.choices.get(name, NATIVE)
         launch = self._run if served == NATIVE else self._run.triton
 
         def step(shape: Shape, batch: dict[str, Any]) -> None:
@@ -100,7 +101,6 @@ class CudaRecorder:
         self._add(
             "rms_norm",
             per_logit,
-            self._run.choices.get("rms_norm", NATIVE),
             x=self._memory(x),
             weight=weight.to(self._run.device),
             eps=eps,

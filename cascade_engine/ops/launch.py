@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cascade_engine.errors import RequestError
-from cascade_engine.gpu_kernels import measured_choices, triton_operation
+from cascade_engine.gpu_kernels import triton_operation
 
 ELEMENT = {torch.bfloat16: 1, torch.float16: 2}
 """Element types of csrc/include/ce/cuda_kernels.h."""
@@ -27,12 +27,12 @@ class Launcher:
         self.module = module
         self.device = device
         self.choices: dict[str, str] = {}
-        """Of operations that Triton serves as well; what is not named is native."""
+        """Of operations that Triton serves as well (ops/kernel_choice.py); what is not named is
+        native."""
         self.multiprocessors = EMULATED_MULTIPROCESSORS
         self.shared_limit = EMULATED_SHARED_LIMIT
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
-            self.choices = measured_choices(properties.name)
             self.multiprocessors = properties.multi_processor_count
             self.shared_limit = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
 

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from cascade_engine.cache_files import cache_file
 from cascade_engine.errors import RequestError
 from cascade_engine.policy.base import Action, LevelSet, RowState
 from cascade_engine.policy.learner import CascadeLearner, Limits
-from cascade_engine.policy.memory import cache_file
 from cascade_engine.policy.plans import PLAIN
 
 
@@ -54,5 +54,5 @@ class AutoCascade:
         return PLAIN.next_action(row)
 
     def start(self, levels: LevelSet) -> CascadeLearner:
-        path = cache_file(self.cache, levels.key)
+        path = cache_file(self.cache, "policy", levels.key)
         return CascadeLearner(levels, Limits(self.trees, self.max_lenience), path)

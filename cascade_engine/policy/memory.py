@@ -3,14 +3,11 @@ on this machine."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from cascade_engine import cache_files
 from cascade_engine.policy.costs import PassCosts
 from cascade_engine.policy.planner import Knowledge
 
@@ -21,19 +18,8 @@ REVIEWS = 24.0
 """Reviews that what was seen in earlier runs counts as at most: other texts may come."""
 
 
-def cache_file(cache: Path | str | None, key: str) -> Path | None:
-    """Of the level set `key`; "auto" is CASCADE_CACHE, else ~/.cache/cascade_engine; None or "none"
-    is nowhere."""
-    if cache == "auto":
-        cache = os.environ.get("CASCADE_CACHE") or Path.home() / ".cache" / "cascade_engine"
-    if cache is None or str(cache) == "none":
-        return None
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return Path(cache) / f"policy-{name}.json"
-
-
 def save(path: Path, key: str, costs: PassCosts, known: Knowledge) -> None:
-    """Writes all of it; a directory that cannot be written to is left alone."""
+    """Writes all of it, or nothing where that cannot be."""
     content = {
         "format": FORMAT,
         "key": key,
@@ -41,31 +27,20 @@ def save(path: Path, key: str, costs: PassCosts, known: Knowledge) -> None:
         "ends": [[*pair, each.rejected, each.open] for pair, each in known.ends.items()],
         "trees": [[each.tokens, each.below, each.reviews] for each in known.trees],
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file)
-        os.replace(name, path)
-    except OSError:
-        return
+    cache_files.write(path, content)
 
 
 def load(path: Path, key: str, costs: PassCosts, known: Knowledge) -> str | None:
     """Takes over what an earlier run learnt. Returns a note where the file is of no use; it is
     then as if there were none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError("not a file of what a policy learnt, in this format")
-        if content["key"] != key:
-            raise ValueError("it is of other models or another machine")
+        content = cache_files.read(path, FORMAT, key)
+        if content is None:
+            return None
         cells = [_cell(*each) for each in content["cells"]]
         ends = {(a, b): (_counts(r), _counts(o)) for a, b, r, o in content["ends"]}
         trees = [[_counts(counts) for counts in each] for each in content["trees"]]
         _check(known, ends, trees)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"what was learnt before, in {path}, is ignored: {error}"
     for pair, each in known.ends.items():

@@ -19,8 +19,8 @@ KERNELS: list[tuple[Any, list[str], dict[str, Any]]] = [
     (swiglu.swiglu_kernel, [F, H, "i32", "i32", "i32"], {"BLOCK": 1024}),
     (
         rope_store.rope_store_kernel,
-        [F, I, I, F, H, H, H],
-        {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "HALF": 64, "PAGE": 16},
+        [F, F, F, I, I, I, I, H, H, H, "i32", "i32"],
+        {"HEADS": 32, "KV_HEADS": 8, "DIM": 128, "HALF": 64, "ROTATES": True, "PAGE": 16},
     ),
     (
         attention.attention_kernel,

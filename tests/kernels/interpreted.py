@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from cascade_engine.kernels.attention import attention
 from cascade_engine.kernels.fused_norm import fused_norm
-from cascade_engine.kernels.rope_store import rope_store
-from cascade_engine.kernels.swiglu import swiglu
 
+from cascade_engine import _C
+from cascade_engine.gpu_kernels import ALTERNATIVES
+from cascade_engine.ops import kernel_choice
 from cascade_engine.ops.launch import Launcher
+from tests.cuda import emulation
 from tests.cuda.support import Rows, assert_same_bits
 from tests.cuda.test_attention import Attention, check, random_bias
+from tests.cuda.test_forward_ops import test_gates, test_rms_norm, test_rope_and_store
 
-PAGE = 16
 F16, F32 = torch.float16, torch.float32
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -40,58 +40,48 @@ def check_norm(dtype: torch.dtype, adds: bool) -> None:
     assert out[:, 75:].isnan().all()
 
 
-def check_swiglu(dtype: torch.dtype) -> None:
-    x = torch.randn(3, 2 * 1100, device=DEVICE) * 3
-    out = torch.empty(3, 1100, dtype=dtype, device=DEVICE)
-    swiglu(x, out)
-    gate, up = x.double().chunk(2, -1)
-    near(out, torch.nn.functional.silu(gate) * up, "swiglu")
-
-
-def check_rope_store(dtype: torch.dtype) -> None:
-    heads, kv_heads, dim = 4, 2, 24
-    qkv = torch.randn(3, (heads + 2 * kv_heads) * dim, device=DEVICE)
-    positions = torch.tensor([5, 0, 70], dtype=torch.int32, device=DEVICE)
-    slots = torch.tensor([37, -1, 3], dtype=torch.int32, device=DEVICE)
-    inv_freq = 100.0 ** -(torch.arange(dim // 2, device=DEVICE) / (dim // 2))
-    keys, values = torch.full((2, 3, kv_heads, PAGE, dim), 9.0, dtype=dtype, device=DEVICE)
-    queries = torch.full((3, heads, dim), 9.0, dtype=dtype, device=DEVICE)
-    rope_store(qkv, positions, slots, inv_freq, keys, values, queries)
-    assert (queries[1] == 9).all(), "a hole was written"
-    for row in (0, 2):
-        x = qkv[row].double().view(-1, dim)
-        angle = (positions[row].float() * inv_freq).double()
-        a, b = x[: heads + kv_heads].chunk(2, -1)
-        turned = torch.cat(
-            [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1
-        )
-        page, place = divmod(int(slots[row]), PAGE)
-        near(queries[row], turned[:heads], "queries")
-        near(keys[page, :, place], turned[heads:], "keys")
-        near(values[page, :, place], x[heads + kv_heads :], "values")
-    untouched = torch.ones(3, PAGE, dtype=torch.bool)
-    untouched[2, 5] = untouched[0, 3] = False
-    assert (keys.transpose(1, 2)[untouched.to(DEVICE)] == 9).all()
-
-
 class Triton(Launcher):
-    """Triton's attention where the native one is launched."""
+    """Triton's kernels where native ones are launched that they stand for."""
 
     def __init__(self) -> None:
-        super().__init__(SimpleNamespace(attention_partial_floats=lambda *shape: 0), DEVICE)
+        native = _C.cuda if DEVICE.type == "cuda" else emulation.built()
+        super().__init__(native, DEVICE)
 
     def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
-        assert name == "attention"
-        row = arguments["heads"] * arguments["cache"]["head_dim"]
-        attention(**arguments, out_stride=row)
+        if name not in ALTERNATIVES:
+            super().__call__(name, *args, **arguments)
+            return
+        if name == "attention":
+            arguments["out_stride"] = arguments["heads"] * arguments["cache"]["head_dim"]
+        self.triton(name, **arguments)
+
+
+def check_signatures(run: Launcher) -> None:
+    """The native kernels' own tests."""
+    for cols in (1, 300, 1027):
+        test_rms_norm(run, F16, cols)
+    test_gates(run, "swiglu")
+    for rotary in (False, True):
+        test_rope_and_store(run, F16, rotary)
 
 
 TREE = [-1, 0, 0, -1, 2, 2, 4, 3, 6]
 
 
-def check_attention() -> None:
+def check_measured_cases(run: Launcher) -> None:
+    """What is timed to choose between kernels computes the same with either."""
+    sizes = {"HIDDEN": 40, "INNER": 50, "HEADS": 4, "KV_HEADS": 2, "NATIVE_HEAD_DIM": 16}
+    for name, value in sizes.items():
+        setattr(kernel_choice, name, value)
+    kernel_choice.CONTEXTS = ((1, 1, 40), (2, 3, 70))
+    kernel_choice.DTYPE = F16  # the interpreter multiplies no bfloat16
+    launcher = Launcher(run.module, DEVICE)
+    found = kernel_choice.measure(launcher, list(ALTERNATIVES), lambda work: 1e-6)
+    assert all(not t.failure and len(t.native) == len(t.triton) == 2 for t in found.values()), found
+
+
+def check_attention(run: Launcher) -> None:
     """The cases of the native kernel's tests, with head sizes that it lacks."""
-    run = Triton()
     for heads, kv_heads, dim, starts, counts in (
         (2, 1, 100, [5, 0, 61], [3, 0, 9]),
         (40, 2, 20, [63, 2], [2, 1]),  # 20 heads share keys: more than a tile of queries
@@ -136,9 +126,10 @@ def main() -> None:
     for dtype in (F32, F16):
         check_norm(dtype, adds=False)
         check_norm(dtype, adds=True)
-        check_swiglu(dtype)
-        check_rope_store(dtype)
-    check_attention()
+    run = Triton()
+    check_signatures(run)
+    check_attention(run)
+    check_measured_cases(run)
 
 
 if __name__ == "__main__":
