@@ -26,6 +26,7 @@ PEERS = {
     "llamacpp-draft": ("llama_cpp", "gguf"),
 }
 """By name: the modules that they need."""
+SETTINGS = ("tree", "siblings", "lenience", "min_confidence")
 PROMPT_ROOM = 512
 """Tokens of a prompt at most, in what peers reserve."""
 
@@ -84,8 +85,8 @@ def parse_setting(text: str, models: Models) -> Setting:
     values: dict[str, float] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key not in ("tree", "siblings", "lenience"):
-            raise RequestError(f"setting {text!r}: {key!r} is none of tree, siblings, lenience")
+        if key not in SETTINGS:
+            raise RequestError(f"setting {text!r}: {key!r} is none of {', '.join(SETTINGS)}")
         try:
             values[key] = float(value)
         except ValueError:
@@ -95,6 +96,7 @@ def parse_setting(text: str, models: Models) -> Setting:
         values.get("lenience", 1.0),
         int(values.get("tree", 0)),
         int(values.get("siblings", 0)),
+        values.get("min_confidence", 0.0),
     )
     policy.check(levels)
     return Setting(text, policy)

@@ -163,6 +163,13 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--siblings", type=int, metavar="K", help="of a tree: runners-up of each neural draft"
     )
+    group.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="C",
+        help="a neural draft ends where its tokens' joint probability falls below C, 0..1 "
+        "(default 0: never)",
+    )
     group.add_argument("--plain", action="store_true", help="no speculation")
     group.add_argument(
         "--compare", action="store_true", help="also decode plainly; report identity and speed"
@@ -238,7 +245,7 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
     """The policy asked for or its file, `default` being the matrix when none is given; raises
     RequestError for options that exclude each other."""
     _check_compare(args)
-    settings = ("preset", "k_matrix", "lenience", "tree", "siblings")
+    settings = ("preset", "k_matrix", "lenience", "tree", "siblings", "min_confidence")
     fixed = any(getattr(args, name) is not None for name in settings)
     if args.plain and args.policy not in (None, "plain"):
         raise RequestError(f"--plain and --policy {args.policy} exclude each other: give one")
@@ -253,7 +260,7 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
     if args.policy == "auto" and fixed:
         raise RequestError(
             "--policy auto finds K, lenience and trees itself: leave --k-matrix, --lenience, "
-            "--tree and --siblings out, or give --policy fixed"
+            "--tree, --siblings and --min-confidence out, or give --policy fixed"
         )
     if args.policy == "auto":
         return AutoCascade()
@@ -261,20 +268,20 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
         if fixed:
             raise RequestError(
                 "a policy file sets K, lenience and trees: leave --preset, --k-matrix, --lenience, "
-                "--tree and --siblings out"
+                "--tree, --siblings and --min-confidence out"
             )
         return Path(args.policy)
     lenience = 1.0 if args.lenience is None else args.lenience
-    tree, siblings = _tree(args.tree), args.siblings or 0
+    drafting = _tree(args.tree), args.siblings or 0, args.min_confidence or 0.0
     if args.preset is not None:
         for name, given in (("--k-matrix", args.k_matrix), ("--lenience", args.lenience)):
             if given is not None:
                 raise RequestError(f"--preset sets matrix and lenience: leave {name} out")
         setting = published(args.preset)
-        return FixedCascade(setting.k_matrix, setting.lenience, tree, siblings)
+        return FixedCascade(setting.k_matrix, setting.lenience, *drafting)
     if args.k_matrix is not None:
-        return FixedCascade.parse(args.k_matrix, lenience, tree, siblings)
-    return FixedCascade(default, lenience, tree, siblings)
+        return FixedCascade.parse(args.k_matrix, lenience, *drafting)
+    return FixedCascade(default, lenience, *drafting)
 
 
 def _tree(text: str | None) -> list[int]:

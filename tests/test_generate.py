@@ -45,6 +45,7 @@ def test_compare_reports_identity_and_speed(tmp_path: Path) -> None:
     done = run(
         *("--target", data_path("stories260k"), "--draft", data_path("llama2xs")),
         *("--k-matrix", "4,4;0,6", "--lenience", 2, "--tree", "16,5", "--siblings", 2),
+        *("--min-confidence", 0.3),
         *("--temperature", 0.8, "--seed", 5),
         *("--max-new-tokens", 40, "--compare", "--stats-json", stats, PROMPT),
     )
@@ -113,6 +114,9 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
         (["--max-new-tokens", "0", "x"], "max_tokens must be an integer >= 1, got 0"),
         (["--k-matrix", "1,2;3", "x"], "k_matrix must be square"),
         (["--plain", "--lenience", "2", "x"], "leave --lenience out"),
+        (["--plain", "--min-confidence", "0.3", "x"], "leave --min-confidence out"),
+        (["--policy", "auto", "--min-confidence", "0.3", "x"], "give --policy fixed"),
+        (["--min-confidence", "3", "x"], "min_confidence must be in 0..1 (0: off), got 3"),
         (["--plain", "--compare", "x"], "leave --plain out"),
         (["--policy", "auto", "--lenience", "2", "x"], "give --policy fixed"),
         (["--policy", "fixed", "--plain", "x"], "exclude each other"),

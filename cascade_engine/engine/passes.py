@@ -49,7 +49,7 @@ class Passes:
         if not rows:
             return
         begin = time.perf_counter()
-        items = [row.draft_item(action.tokens) for row, action in drafts if row.slot != NO_SLOT]
+        items = [row.draft_item(action) for row, action in drafts if row.slot != NO_SLOT]
         try:
             counts = self._neural[level].draft(items)
         except ValueError:

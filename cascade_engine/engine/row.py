@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from cascade_engine.levels import (
 )
 from cascade_engine.ops import Sampler
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import RowState
+from cascade_engine.policy import Draft, RowState
 from cascade_engine.sampling import AllowedMasks
 from cascade_engine.stops import StopChecker
 
@@ -72,6 +73,8 @@ class Row:
     record: Any = None
     """What a learning policy keeps of the row."""
     started: float = 0.0
+    probs: Sequence[float] = ()
+    """`TokenRows.probs` of its slot."""
     sources: list[int] = field(default_factory=list)
     """For each token behind the prompt, the level that appended it."""
     retired: set[int] = field(default_factory=set)
@@ -115,6 +118,7 @@ class Row:
             self.widened,
             dormant,
             self.record,
+            self.probs,
         )
 
     def review_item(
@@ -155,9 +159,10 @@ class Row:
             rejection,
         )
 
-    def draft_item(self, tokens: int) -> DraftItem:
-        """This row's part where a neural level drafts up to `tokens` tokens on its own."""
-        return DraftItem(self.slot, self.length, tokens, self.sampler, self.reviews)
+    def draft_item(self, action: Draft) -> DraftItem:
+        """This row's part where a neural level drafts on its own."""
+        least = action.min_confidence
+        return DraftItem(self.slot, self.length, action.tokens, self.sampler, self.reviews, least)
 
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:
         """The row's tree, brought up to date, and the nodes of the row's own drafts in it."""

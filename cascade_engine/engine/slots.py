@@ -86,6 +86,7 @@ class Slots:
             return False
         row.slot = self._free.pop()
         self._rows.write(row.slot, row.tokens, row.source)
+        row.probs = self._rows.probs(row.slot)
         for level, each in zip(self._levels, found, strict=True):
             self._start_from(level, row, sibling, each)
         if not row.started:

@@ -176,7 +176,8 @@ class NeuralLevel:
     def draft(self, items: Sequence[DraftItem]) -> list[int]:
         """Appends up to `item.tokens` tokens to each row, at least one, those that as many reviews
         of nothing would append; returns how many. There are fewer where free pages or the level's
-        context hold no more, or behind logits that allow no token.
+        context hold no more, behind logits that allow no token, and where the confidence in them
+        falls below `item.min_confidence`: the token with which it does is the row's last.
 
         Between the tokens nothing returns to Python. Each row's cache ends before its last token.
         Raises ValueError when the first token of a row is not to be had, and leaves the rows as
@@ -191,7 +192,7 @@ class NeuralLevel:
         counts = self._affordable(items)
         self._reserve(slots, [item.length + n - 1 for item, n in zip(items, counts, strict=True)])
         tokens, rejects = self.rows.tokens, any(item.sampler.rejects for item in items)
-        passes = self._backend.draft(
+        drafted = self._backend.draft(
             program=self._program,
             logits=self._logits,
             vocab=self.vocab_size,
@@ -206,8 +207,8 @@ class NeuralLevel:
             left_padded=self.left_padded,
             distributions=self.rows.distributions if rejects else None,
             reviews=[item.reviews for item in items],
+            min_confidences=[item.min_confidence for item in items],
         )
-        drafted = [min(count, passes) for count in counts]
         for item, count in zip(items, drafted, strict=True):
             self.pages.length[item.slot] = item.length + count - 1
             self.pages.truncate(item.slot, item.length + count - 1)

@@ -17,7 +17,8 @@ class TokenRows:
     """One row of tokens per running request, in memory that native code reads and writes.
 
     `tokens` int32 `[rows, capacity]`; `draft_probs` float32 of the same shape: the probability that
-    the level which last vouched for a token gave it (1 for tokens from tables), used by lenience;
+    the level which wrote a token gave it (1 for tokens from tables), or, after a review with
+    lenience or by the rejection rule, the level that kept it; for lenience and confidence;
     `sources` int32 `[rows]`: how many tokens at a row's beginning an encoder reads;
     `distributions`: all that tokens under review were drawn from, for rows that go by the rejection
     rule: float32 `[vocab_size]` for each token that a neural level drafted since the row's last
@@ -78,6 +79,10 @@ class TokenRows:
         for i, (token, prob) in enumerate(zip(token_ids, probs, strict=True), first):
             self._memory[i] = token
             self._probs[i] = prob
+
+    def probs(self, slot: int) -> Sequence[float]:
+        """`draft_probs` of a row as they are at any time, without a copy."""
+        return self._probs[slot * self.capacity : (slot + 1) * self.capacity]
 
     def read_probs(self, slot: int, begin: int, end: int) -> list[float]:
         """`draft_probs` of tokens begin..end-1 of a row."""
@@ -157,6 +162,8 @@ class DraftItem:
     sampler: Sampler
     reviews: int = 0
     """`Rejection.number` of the first of these tokens, where the sampler rejects."""
+    min_confidence: float = 0.0
+    """In 0..1: drafting ends when the product of these tokens' `draft_probs` falls below."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class CpuBackend:
         """The acceptance rule over rows of logits: see `_C.accept`."""
         return _C.accept(self.context, **arguments)
 
-    def draft(self, **arguments: Any) -> int:
+    def draft(self, **arguments: Any) -> list[int]:
         """Tokens that a model drafts on its own: see `_C.draft`."""
         return _C.draft(self.context, **arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -29,6 +30,17 @@ class RowState(NamedTuple):
     """Per neural level: cannot follow this row any more (its context is too short). Empty: none."""
     record: Any = None
     """What a learning policy keeps of the row; None until it has heard of it."""
+    probs: Sequence[float] = ()
+    """For each token of the row that is drafted: the probability that the level which wrote it gave
+    it (1 for tokens from tables), or a level that kept it with lenience or by the rejection rule.
+    Valid until the row changes. Empty: nobody knows."""
+
+    def confidence(self, level: int, drafter: int) -> float:
+        """How likely, by the drafting models, `level` keeps what `drafter` has vouched for behind
+        its frontier: the product of the tokens' `probs`. What a table wrote and a model kept counts
+        as certain; what no model has seen does not count."""
+        end = self.frontier[min(drafter, len(self.frontier) - 1)]
+        return math.prod(self.probs[self.frontier[level] : end])
 
     def is_dormant(self, level: int) -> bool:
         return level < len(self.dormant) and self.dormant[level]
@@ -43,11 +55,16 @@ class Draft(NamedTuple):
     is then asked again. Not for the target.
 
     With `nodes` > 0, of the statistical level alone, the row stays as it is, and up to so many
-    nodes of a tree, `tokens` deep, are put beside what was drafted for it."""
+    nodes of a tree, `tokens` deep, are put beside what was drafted for it.
+
+    With `min_confidence` > 0 (at most 1) a neural level that drafts on its own stops behind the
+    token with which the product of the probabilities it gave these tokens falls below that. Where
+    it drafts in reviews, it is the policy that sees it in `RowState.probs`."""
 
     level: int
     tokens: int
     nodes: int = 0
+    min_confidence: float = 0.0
 
 
 class Review(NamedTuple):
@@ -71,8 +88,8 @@ class Policy(Protocol):
     Requests may ask for the rejection rule, which keeps the target's distribution as long as tokens
     are drawn from the distribution that their reviewer takes them to be drawn from. So which level
     reviews a drafted token must be settled before it is drafted: it may depend on the row's
-    positions and on how segments ended that are reviewed already, not on how much of the present
-    one a lower level kept.
+    positions, on the reviewing level's own tokens so far and on how segments ended that are
+    reviewed already, not on how much of the present one a lower level kept.
     """
 
     @property

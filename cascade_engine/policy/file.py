@@ -2,8 +2,9 @@
 reads.
 
 A JSON object: `format` and `version`; `levels`, the names of the models that the setting is for
-(target first, large to small); `k_matrix`, `lenience`, `tree` and `siblings` as FixedCascade takes
-them; `source`, where it came from, which nothing depends on.
+(target first, large to small); `k_matrix`, `lenience`, `tree`, `siblings` and `min_confidence` as
+FixedCascade takes them (a file without the last one has 0); `source`, where it came from, which
+nothing depends on.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def write_policy(
         "lenience": policy.lenience,
         "tree": policy.tree,
         "siblings": policy.siblings,
+        "min_confidence": policy.min_confidence,
         "source": dict(source),
     }
     Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -49,7 +51,7 @@ def read_policy(path: str | PathLike[str], levels: Sequence[str]) -> FixedCascad
     for key in KEYS:
         if key not in content:
             raise RequestError(f"policy file {path} lacks {key!r}")
-    if unknown := [key for key in content if key not in KEYS]:
+    if unknown := [key for key in content if key not in (*KEYS, "min_confidence")]:
         raise RequestError(f"policy file {path} has an unknown key {unknown[0]!r}")
     if content["version"] != VERSION:
         raise RequestError(
@@ -63,7 +65,11 @@ def read_policy(path: str | PathLike[str], levels: Sequence[str]) -> FixedCascad
         )
     try:
         return FixedCascade(
-            content["k_matrix"], content["lenience"], content["tree"], content["siblings"]
+            content["k_matrix"],
+            content["lenience"],
+            content["tree"],
+            content["siblings"],
+            content.get("min_confidence", 0.0),
         )
     except (RequestError, TypeError) as error:
         raise RequestError(f"policy file {path}: {error}") from None

@@ -37,14 +37,21 @@ class FixedCascade:
     runners-up beside each token that a neural draft writes. A sequence gives the nodes for each
     reviewing level: `(32, 8)` lets the first draft review trees of 8 nodes itself.
 
+    `min_confidence` > 0 (at most 1) ends a segment early, with the token with which its confidence
+    falls below: the product of the probabilities that the neural drafts gave its tokens, which
+    estimates the chance that all of them stay (as EAGLE-2, arXiv 2406.16858, ranks drafts). The
+    reviewing level then looks at what there is, and at its tree where it has one.
+
     Raises RequestError for a matrix that is not square, not upper triangular, or has negative or
-    non-integer entries, for a lenience below 1, and for trees or siblings out of range.
+    non-integer entries, for a lenience below 1, for trees or siblings out of range, and for a
+    min_confidence outside 0..1.
     """
 
     k_matrix: tuple[tuple[int, ...], ...]
     lenience: float = 1.0
     tree: tuple[int, ...] = ()
     siblings: int = 0
+    min_confidence: float = 0.0
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class FixedCascade:
         lenience: float = 1.0,
         tree: int | Sequence[int] = 0,
         siblings: int = 0,
+        min_confidence: float = 0.0,
     ) -> None:
         object.__setattr__(self, "k_matrix", _checked(k_matrix))
         if not (math.isfinite(lenience) and lenience >= 1.0):
@@ -64,10 +72,18 @@ class FixedCascade:
         if siblings and not self.tree[0]:
             raise RequestError(f"siblings={siblings} are branches of a tree: give tree > 0 as well")
         object.__setattr__(self, "siblings", siblings)
+        if not 0.0 <= min_confidence <= 1.0:
+            raise RequestError(f"min_confidence must be in 0..1 (0: off), got {min_confidence}")
+        object.__setattr__(self, "min_confidence", float(min_confidence))
 
     @classmethod
     def parse(
-        cls, text: str, lenience: float = 1.0, tree: int | Sequence[int] = 0, siblings: int = 0
+        cls,
+        text: str,
+        lenience: float = 1.0,
+        tree: int | Sequence[int] = 0,
+        siblings: int = 0,
+        min_confidence: float = 0.0,
     ) -> FixedCascade:
         """From `"13,10;0,10"`: rows separated by semicolons, entries by commas."""
         try:
@@ -76,7 +92,7 @@ class FixedCascade:
             raise RequestError(
                 f"k-matrix {text!r} is not rows of integers such as '13,10;0,10'"
             ) from None
-        return cls(rows, lenience, tree, siblings)
+        return cls(rows, lenience, tree, siblings, min_confidence)
 
     @classmethod
     def default(cls, drafting_levels: int) -> FixedCascade:
@@ -115,13 +131,15 @@ class FixedCascade:
             if row.room < reviews:
                 continue
             vouched = row.length if drafter == n else row.frontier[drafter]
-            if vouched - row.frontier[level] < segment:
+            confidence = row.confidence(level, drafter) if self.min_confidence else 1.0
+            if vouched - row.frontier[level] < segment and confidence >= self.min_confidence:
                 if drafter == n:
                     room = row.room - reviews + 1
                     return Draft(n, min(self.k_matrix[-1][-1] or segment, room))
                 if self._drafts_alone(drafter) and vouched == row.length:
                     missing = segment - (vouched - row.frontier[level])
-                    return Draft(drafter, min(missing, row.room - reviews + 1))
+                    tokens = min(missing, row.room - reviews + 1)
+                    return Draft(drafter, tokens, 0, self.min_confidence / confidence)
                 return self._act(row, drafter, reviews + 1)
         if nodes and not row.widened:
             return Draft(n, min(nodes, row.room), nodes)

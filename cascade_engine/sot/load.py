@@ -107,7 +107,8 @@ def narrowed(policy: FixedCascade, depth: int) -> FixedCascade:
         left -= first[-1]
     others = [[min(entry, depth) for entry in row] for row in policy.k_matrix[1:]]
     tree = [min(nodes, depth) for nodes in policy.tree]
-    return FixedCascade([first, *others], policy.lenience, tree, policy.siblings if depth else 0)
+    siblings = policy.siblings if depth else 0
+    return FixedCascade([first, *others], policy.lenience, tree, siblings, policy.min_confidence)
 
 
 @dataclass

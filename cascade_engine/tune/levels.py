@@ -48,11 +48,14 @@ class RecordedLevel(NeuralLevel):
         for item in items:
             recording = self._recording(item.slot, item.length)
             text = self.rows.read(item.slot, len(recording.prompt), item.length)
-            node, count = recording.node_of(text), self._room(item)
-            for position in range(item.length, item.length + count):
+            node, count, confidence = recording.node_of(text), 0, 1.0
+            while count < self._room(item) and confidence >= item.min_confidence:
                 choices = self.choices(recording, node)
-                self.rows.put(item.slot, position, choices.tokens[:1], choices.probs[:1])
+                at = item.length + count
+                self.rows.put(item.slot, at, choices.tokens[:1], choices.probs[:1])
                 node = recording.child(node, choices.tokens[0])
+                confidence *= choices.probs[0]
+                count += 1
             self._cache(item.slot, item.length + count - 1)
             counts.append(count)
         return counts

@@ -40,7 +40,8 @@ class Candidate(NamedTuple):
                 matrix[row][column] = self.policy.k_matrix[i][j]
             trees[row] = self.policy.tree[i]
         matrix[-1][-1] = matrix[-1][-1] or self.policy.k_matrix[-1][-1]
-        return FixedCascade(matrix, self.policy.lenience, trees, self.policy.siblings)
+        given = self.policy
+        return FixedCascade(matrix, given.lenience, trees, given.siblings, given.min_confidence)
 
 
 PLAIN = Candidate((), FixedCascade([[0]]))

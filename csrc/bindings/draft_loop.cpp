@@ -11,16 +11,19 @@ namespace py = pybind11;
 namespace ce {
 namespace {
 
-int64_t draft(CpuContext& c, Program& program, int logits, int64_t vocab, Address tokens,
-              int64_t token_stride, Address probs, const std::vector<int>& rows,
-              const std::vector<int>& cached, const std::vector<int>& lengths,
-              const std::vector<int>& counts, const Samplers& samplers, bool left_padded,
-              DraftDistributions* distributions, const std::vector<uint32_t>& reviews) {
+std::vector<int> draft(CpuContext& c, Program& program, int logits, int64_t vocab, Address tokens,
+                       int64_t token_stride, Address probs, const std::vector<int>& rows,
+                       const std::vector<int>& cached, const std::vector<int>& lengths,
+                       const std::vector<int>& counts, const Samplers& samplers, bool left_padded,
+                       DraftDistributions* distributions, const std::vector<uint32_t>& reviews,
+                       const std::vector<double>& min_confidences) {
   check_lengths(rows.size(), {{"cached", cached.size()},
                               {"lengths", lengths.size()},
                               {"counts", counts.size()},
                               {"samplers", samplers.size()},
-                              {"reviews", reviews.empty() ? rows.size() : reviews.size()}});
+                              {"reviews", reviews.empty() ? rows.size() : reviews.size()},
+                              {"min_confidences",
+                               min_confidences.empty() ? rows.size() : min_confidences.size()}});
   check_samplers(samplers);
   std::vector<DraftRow> drafts;
   for (size_t i = 0; i < rows.size(); ++i)
@@ -29,7 +32,8 @@ int64_t draft(CpuContext& c, Program& program, int logits, int64_t vocab, Addres
                       lengths[i],
                       counts[i],
                       samplers[i].get(),
-                      {reviews.empty() ? 0 : reviews[i], true, 0}});
+                      {reviews.empty() ? 0 : reviews[i], true, 0},
+                      min_confidences.empty() ? 0.0 : min_confidences[i]});
   const ReviewArgs review{nullptr,
                           0,
                           -1,
@@ -50,11 +54,14 @@ void bind_draft_loop(py::module_& m) {
         py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("probs"),
         py::arg("rows"), py::arg("cached"), py::arg("lengths"), py::arg("counts"),
         py::arg("samplers"), py::arg("left_padded") = false, py::arg("distributions") = py::none(),
-        py::arg("reviews") = std::vector<uint32_t>(), py::call_guard<py::gil_scoped_release>(),
+        py::arg("reviews") = std::vector<uint32_t>(),
+        py::arg("min_confidences") = std::vector<double>(),
+        py::call_guard<py::gil_scoped_release>(),
         "Appends up to counts[i] tokens to rows[i], whose lengths[i] tokens are cached up to "
         "cached[i]: those that as many calls of the program and of `accept` would. `logits` is the "
         "program's buffer; its block tables must have room for lengths + counts - 1. probs as in "
         "`accept`. distributions, reviews: for samplers that reject; the number of the first of "
-        "these reviews among the row's. Returns the passes made, p: row i has min(counts[i], p) "
-        "tokens more. Raises ValueError if the first pass allows no token.");
+        "these reviews among the row's. min_confidences: row i stops behind the token with which "
+        "the product of its tokens' probabilities falls below min_confidences[i] in 0..1. Returns "
+        "the tokens that each row has more. Raises ValueError if the first pass allows no token.");
 }

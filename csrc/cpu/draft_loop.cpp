@@ -7,26 +7,46 @@
 namespace ce {
 namespace {
 
-void check(const std::vector<DraftRow>& rows) {
+void check(const std::vector<DraftRow>& rows, bool has_probs) {
   for (size_t i = 0; i < rows.size(); ++i) {
     CE_CHECK(rows[i].cached >= 0 && rows[i].cached < rows[i].length, "cached[", i,
              "] = ", rows[i].cached, " must be in 0..", rows[i].length - 1,
              ", before the row's last token");
     CE_CHECK(rows[i].tokens >= 1, "counts[", i, "] must be >= 1, got ", rows[i].tokens);
+    const double least = rows[i].min_confidence;
+    CE_CHECK(least >= 0.0 && least <= 1.0, "min_confidences[", i, "] must be in [0, 1], got ",
+             least);
+    CE_CHECK(least == 0.0 || has_probs, "min_confidences[", i, "] = ", least,
+             " looks at probabilities: pass probs, or 0");
   }
 }
 
-// What one pass feeds, and what is reviewed behind it.
+// What has become of one row.
+struct Drafted {
+  int tokens = 0;
+  double confidence = 1.0;
+  bool done = false;
+
+  void add(const DraftRow& row, double prob) {
+    ++tokens;
+    confidence *= prob;
+    done = tokens == row.tokens || confidence < row.min_confidence;
+  }
+};
+
+// What one pass feeds, and what is reviewed behind it: a token for each row that is not done.
 struct Pass {
   std::vector<int> rows, starts, counts, logits;
   std::vector<ReviewRow> reviews;
   std::vector<Accepted> accepted;
 
-  void gather(const std::vector<DraftRow>& drafts, int drafted) {
+  void gather(const std::vector<DraftRow>& drafts, const std::vector<Drafted>& states,
+              int drafted) {
     for (auto* list : {&rows, &starts, &counts, &logits}) list->clear();
     reviews.clear();
-    for (const DraftRow& d : drafts) {
-      if (d.tokens <= drafted) continue;
+    for (size_t i = 0; i < drafts.size(); ++i) {
+      if (states[i].done) continue;
+      const DraftRow& d = drafts[i];
       const int end = d.length + drafted;
       const int start = drafted == 0 ? d.cached : end - 1;
       rows.push_back(d.row);
@@ -41,15 +61,23 @@ struct Pass {
   }
 };
 
+std::vector<int> counts_of(const std::vector<Drafted>& states) {
+  std::vector<int> counts;
+  for (const Drafted& state : states) counts.push_back(state.tokens);
+  return counts;
+}
+
 }  // namespace
 
-int64_t draft_tokens(const DraftLoopArgs& args, const std::vector<DraftRow>& rows,
-                     const Kernels& kernels, ThreadPool& pool) {
-  check(rows);
+std::vector<int> draft_tokens(const DraftLoopArgs& args, const std::vector<DraftRow>& rows,
+                              const Kernels& kernels, ThreadPool& pool) {
+  const float* probs = args.review.probs;
+  check(rows, probs != nullptr);
+  std::vector<Drafted> states(rows.size());
   Pass pass;
   for (int drafted = 0;; ++drafted) {
-    pass.gather(rows, drafted);
-    if (pass.rows.empty()) return drafted;
+    pass.gather(rows, states, drafted);
+    if (pass.rows.empty()) return counts_of(states);
     args.program.run(pass.rows, pass.starts, pass.counts, pass.logits,
                      args.left_padded && drafted == 0, {});
     ReviewArgs review = args.review;
@@ -61,7 +89,13 @@ int64_t draft_tokens(const DraftLoopArgs& args, const std::vector<DraftRow>& row
              pass.accepted.data());
     } catch (const InvalidArgument&) {
       if (drafted == 0) throw;
-      return drafted;
+      return counts_of(states);
+    }
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const DraftRow& d = rows[i];
+      if (states[i].done) continue;
+      const int64_t at = d.row * args.review.token_stride + d.length + drafted;
+      states[i].add(d, probs == nullptr ? 1.0 : static_cast<double>(probs[at]));
     }
   }
 }

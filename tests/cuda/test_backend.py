@@ -251,7 +251,7 @@ def test_the_engine_decodes(run: Launcher, tmp_path: Path, monkeypatch: pytest.M
     cases: list[tuple[Any, list[str]]] = [
         (PlainDecoding(), []),
         ("fixed", []),
-        (FixedCascade([[3, 2], [0, 0]]), ["self:1"]),
+        (FixedCascade([[3, 2], [0, 0]], min_confidence=0.02), ["self:1"]),
     ]
     for policy, drafts in cases:
         engine = Engine.load(

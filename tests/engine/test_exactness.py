@@ -86,10 +86,11 @@ def random_policy(rng: random.Random, k_matrix: list[list[int]]) -> FixedCascade
     if rng.random() < 0.33:
         return AutoCascade(cache=None, trees=rng.random() < 0.8)
     lenience = rng.choice([1.0, 1.0, 2.0, 5.0])
+    least = rng.choice([0.0, 0.0, 0.3, 0.7])
     if rng.random() < 0.5:
-        return FixedCascade(k_matrix, lenience)
+        return FixedCascade(k_matrix, lenience, min_confidence=least)
     tree = [rng.choice([1, 5, 16, 32, 64]), *(rng.choice([0, 4, 20]) for _ in k_matrix[1:])]
-    return FixedCascade(k_matrix, lenience, tree, rng.choice([0, 1, 3]))
+    return FixedCascade(k_matrix, lenience, tree, rng.choice([0, 1, 3]), least)
 
 
 def random_params(rng: random.Random) -> SamplingParams:

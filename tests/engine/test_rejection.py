@@ -81,6 +81,7 @@ def excess(policy: Policy, law: dict[tuple[int, ...], float], drafts: int = 1) -
         (FixedCascade([[3, 0], [0, 4]], 1.0, (24, 8), 2), 1),  # trees
         (FixedCascade([[3, 0, 0], [0, 2, 0], [0, 0, 2]], 3.0), 2),  # nested, up to the limit
         (FixedCascade([[3, 0, 0], [0, 2, 0], [0, 0, 2]], 3.0, (24, 8), 2), 2),
+        (FixedCascade([[3, 0, 0], [0, 3, 0], [0, 0, 0]], min_confidence=0.3), 2),  # stops early
         (FixedCascade([[5]], tree=12), 0),
         (PlainDecoding(), 0),
         (AutoCascade(cache=None), 1),
@@ -103,7 +104,7 @@ def test_shared_noise_would_show(
     monkeypatch.setattr(
         engine_row, "Rejection", lambda number, keeps, trunk: Rejection(0, keeps, trunk)
     )
-    monkeypatch.setattr(engine_row, "DraftItem", lambda *item: DraftItem(*item[:-1], reviews=0))
+    monkeypatch.setattr(engine_row, "DraftItem", lambda *item: DraftItem(*item[:4], reviews=0))
     assert excess(FixedCascade([[4, 0], [0, 0]]), law) > 20
 
 

@@ -18,6 +18,7 @@ POLICIES: list[Policy] = [
     FixedCascade([[0, 10], [0, 10]]),
     FixedCascade([[5, 3], [0, 6]], lenience=3.0),
     FixedCascade([[4, 0], [0, 0]]),
+    FixedCascade([[6, 2], [0, 0]], min_confidence=0.3),
     FixedCascade([[0, 10], [0, 10]], tree=24),
     FixedCascade([[5, 3], [0, 6]], lenience=3.0, tree=(64, 9), siblings=2),
 ]

@@ -86,6 +86,25 @@ def assert_sums(whole: dict[str, Any], key: str, parts: list[list[int]]) -> None
     assert sum(whole[key]) == sum(map(sum, parts))
 
 
+@pytest.mark.parametrize("inner", [0, 6])
+def test_early_stops_save_drafts_and_few_tokens(inner: int) -> None:
+    """Of a draft that is mostly wrong: it writes far less where it may stop, on its own and in
+    reviews of a table's drafts, and nearly all that it leaves out would have been rejected."""
+    target, found = data_path("stories260k"), []
+    params = SamplingParams(max_tokens=120, ignore_eos=True)
+    for least in (0.0, 0.05):
+        policy = FixedCascade([[8, 0], [0, inner]], min_confidence=least)
+        engine = Engine.load(target, [data_path("llama2xs")], policy=policy, max_rows=4)
+        results = engine.generate(PROMPTS, params)
+        levels = [sum(r.stats.levels[1].drafted for r in results)]
+        calls = sum(r.stats.target_calls for r in results)
+        found.append(([r.token_ids for r in results], levels[0], calls))
+    (tokens, drafted, calls), (same, fewer, more) = found
+    assert same == tokens
+    assert fewer < 0.6 * drafted
+    assert calls <= more < 1.07 * calls
+
+
 def test_a_request_knows_nothing_of_others() -> None:
     """An all-knowing draft of 7: one review for the prompt, then ten of 7 + 1 tokens."""
     target = data_path("stories260k")

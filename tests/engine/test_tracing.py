@@ -25,7 +25,7 @@ from tests.models.support import random_llama
 
 PROMPTS = [question_prompt("How can I save water at home?"), question_prompt("Who is <b>Tom</b>?")]
 CHAIN = FixedCascade([[6, 3], [0, 8]], lenience=2.0)
-ALONE = FixedCascade([[3, 2], [0, 0]])
+ALONE = FixedCascade([[3, 2], [0, 0]], min_confidence=0.3)
 TREE = FixedCascade([[4, 0], [0, 4]], tree=(32, 8), siblings=2)
 
 

@@ -3,7 +3,9 @@ probabilities, distributions, caches."""
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,45 @@ def test_the_loop_leaves_what_reviews_leave(seed: int, monkeypatch: pytest.Monke
         ours = [level.score(item.slot, end, 1) for level in (loop, single)]
         assert_same_bits(ours[0], ours[1], "logits behind the drafts")
     loop.pages.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_row_stops_where_its_confidence_falls(seed: int) -> None:
+    """Its tokens are the first of those without a limit, the last one the first with which the
+    product of the probabilities is too low; nothing is written behind it, whoever goes on. Breaks
+    when the token that ends a draft is left out, a row stops for another one's sake, or a stopped
+    row is fed again."""
+    rng = random.Random(seed)
+    weights = random_weights(seed, F32)
+    free, stopping = make_level(weights), make_level(weights)
+    items, least = [], [0.0, 1e-4, 1e-9, 1.0]
+    rng.shuffle(least)
+    for slot in range(4):
+        row = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 30))]
+        for level in (free, stopping):
+            level.rows.write(slot, row)
+            level.rows.tokens[slot, len(row) :] = -7
+        sampler = random_sampler(rng, rejection=seed % 2 == 0)
+        items.append(DraftItem(slot, len(row), 12, sampler, 3))
+    assert free.draft(items) == [12] * 4
+    limited = [replace(item, min_confidence=c) for item, c in zip(items, least, strict=True)]
+    counts = stopping.draft(limited)
+    for item, count in zip(limited, counts, strict=True):
+        begin, end = item.length, item.length + count
+        probs = free.rows.read_probs(item.slot, begin, begin + 12)
+        stops = (n for n in range(1, 12) if math.prod(probs[:n]) < item.min_confidence)
+        assert count == next(stops, 12)
+        assert stopping.rows.read(item.slot, 0, end) == free.rows.read(item.slot, 0, end)
+        assert stopping.rows.read_probs(item.slot, begin, end) == probs[:count]
+        assert set(stopping.rows.read(item.slot, end, CAPACITY)) == {-7}
+        assert stopping.pages.length[item.slot] == end - 1
+        if item.sampler.rejects:
+            assert stopping.rows.distributions is not None
+            assert stopping.rows.distributions.read(item.slot, end - 1)
+            assert not stopping.rows.distributions.read(item.slot, end)
+    assert counts[least.index(0.0)] == 12
+    assert counts[least.index(1.0)] < 12
+    stopping.pages.check_integrity()
 
 
 def test_it_drafts_as_far_as_free_pages_and_context_reach() -> None:
@@ -210,7 +251,7 @@ def test_what_the_loop_refuses() -> None:
     level.rows.write(0, [1, 2, 3])
     level.pages.reserve(0, 20, level.storage.copy_page)
 
-    def draft(**changed: Any) -> int:
+    def draft(**changed: Any) -> list[int]:
         given: dict[str, Any] = {"rows": [0], "cached": [0], "lengths": [3], "counts": [2]}
         return _C.draft(
             CpuBackend(1).context,
@@ -232,7 +273,11 @@ def test_what_the_loop_refuses() -> None:
         ({"samplers": [None]}, r"samplers\[0\] is None"),
         ({"counts": [40]}, "page"),
         ({"reviews": [1, 2]}, "reviews has 2 entries"),
+        ({"min_confidences": [0.5, 0.5]}, "min_confidences has 2 entries"),
+        ({"min_confidences": [1.5]}, r"min_confidences\[0\] must be in \[0, 1\], got 1.5"),
+        ({"min_confidences": [math.nan]}, r"must be in \[0, 1\], got nan"),
+        ({"min_confidences": [0.5]}, r"= 0.5 looks at probabilities: pass probs, or 0"),
     ):
         with pytest.raises(ValueError, match=words):
             draft(**changed)
-    assert draft() == 2
+    assert draft() == [2]

@@ -68,12 +68,22 @@ def drafted(
         stack += [(prob * p, (*row, t), [*dists, dist]) for t, p in enumerate(dist) if p]
 
 
+def rounds(
+    level: rule.Level, prefix: Row, tokens: Row, dists: list[Dist], lenience: Fraction | int = 1
+) -> rule.Decisions:
+    """A chain, token by token."""
+    return rule.tree(level, prefix, tokens, range(-1, len(tokens) - 1), dists, lenience)
+
+
 def reviewed_chains(
-    target: Model, draft: Callable[[Row], Dist], length: Callable[[Row], int]
+    target: Model,
+    draft: Callable[[Row], Dist],
+    length: Callable[[Row], int],
+    review: Callable[..., rule.Decisions] = rule.block,
 ) -> Iterator[tuple[Fraction, Row]]:
     for prob, tokens, dists in drafted(draft, (), length):
         for p, (kept, own, _) in rule.outcomes(
-            lambda tokens=tokens, dists=dists: rule.block(  # type: ignore[misc]
+            lambda tokens=tokens, dists=dists: review(  # type: ignore[misc]
                 lambda _, row: target(row), (), tokens, dists
             )
         ):
@@ -89,6 +99,55 @@ def test_block_verification_of_chains(vocab: int, certain: float) -> None:
         assert is_lossless(reviewed_chains(target, draft, lambda _: 3), target, 4)
         early = reviewed_chains(target, draft, lambda row: 1 if row[:1] == (0,) else 3)
         assert is_lossless(early, target, 4)
+
+
+LEAST = Fraction(1, 3)
+"""Confidence at which drafts end here."""
+
+
+def confident(draft: Model, prefix: Row = (), most: int = 3) -> Callable[[Row], int]:
+    """The length of a chain behind `prefix` that ends, at the latest with `most` tokens, behind the
+    one with which the product of their probabilities falls below LEAST."""
+
+    def length(row: Row) -> int:
+        product = Fraction(1)
+        for i, token in enumerate(row):
+            product *= draft((*prefix, *row[:i]))[token]
+            if product < LEAST:
+                return i + 1
+        return most
+
+    return length
+
+
+@pytest.mark.parametrize("vocab", [3, 4])
+def test_stopping_on_confidence_is_lossless(vocab: int) -> None:
+    """Of the draft in its own tokens, the one that ends the draft included: by blocks and token by
+    token."""
+    lengths = set()
+    for seed in range(6):
+        target, draft = Model(seed, vocab), Model(seed + 100, vocab, 0.2)
+        length = confident(draft)
+        lengths |= {len(tokens) for _, tokens, _ in drafted(draft, (), length)}
+        assert is_lossless(reviewed_chains(target, draft, length), target, 4)
+        assert is_lossless(reviewed_chains(target, draft, length, rounds), target, 4)
+    assert lengths == {1, 2, 3}
+
+
+def test_leaving_out_the_token_that_ends_a_draft_is_not() -> None:
+    """Whether a token is proposed would depend on the token itself."""
+    target, draft = Model(3, 3), Model(103, 3)
+    stops = (
+        (prob * p, (*tokens[: len(kept)], own))
+        for prob, drawn, dists in drafted(draft, (), confident(draft))
+        for tokens in [drawn if confident(draft)(drawn[:-1]) == 3 == len(drawn) else drawn[:-1]]
+        for p, (kept, own, _) in rule.outcomes(
+            lambda tokens=tokens, dists=dists: rule.block(  # type: ignore[misc]
+                lambda _, row: target(row), (), tokens, dists[: len(tokens)]
+            )
+        )
+    )
+    assert not is_lossless(stops, target, 4)
 
 
 def test_block_verification_keeps_more_than_token_by_token() -> None:
@@ -187,19 +246,28 @@ def test_a_residual_that_is_not_normalised_is_caught(monkeypatch: pytest.MonkeyP
 
 
 def cascade(
-    target: Model, middle: Model, low: Model, lenience: Fraction | int, tail: int, block: bool
+    target: Model,
+    middle: Model,
+    low: Model,
+    lenience: Fraction | int,
+    tail: int,
+    block: bool,
+    stops: bool = False,
 ) -> Iterator[tuple[Fraction, Row]]:
     """`low` drafts two tokens, `middle` reviews them, `low` drafts `tail` more, the target reviews
-    what `middle` left as drawn from what the review says it was."""
-    for prob, tokens, dists in drafted(low, (), lambda _: 2):
+    what `middle` left as drawn from what the review says it was. `stops`: `low` ends its drafts
+    where they are not confident, and no tail follows where `middle` is not."""
+    first = confident(low, (), 2) if stops else lambda _: 2
+    for prob, tokens, dists in drafted(low, (), first):
         level = lambda _, row: middle(row)  # noqa: E731
         start = {
             True: lambda t=tokens, d=dists: rule.block(level, (), t, d),  # noqa: B023
-            False: lambda t=tokens, d=dists: rule.tree(level, (), t, (-1, 0), d, lenience),  # noqa: B023
+            False: lambda t=tokens, d=dists: rounds(level, (), t, d, lenience),  # noqa: B023
         }[block]
         for p, (kept, own, vouched) in rule.outcomes(start):
             row = (*tokens[: len(kept)], own)
-            for more, extra, sources in drafted(low, row, lambda _: tail):
+            sure = not stops or confident(middle)(row) == 3
+            for more, extra, sources in drafted(low, row, lambda _: tail if sure else 0):  # noqa: B023
                 whole, all_dists = (*row, *extra), [*vouched, *sources]
                 for last, (kept0, own0, _) in rule.outcomes(
                     lambda w=whole, d=all_dists: rule.block(  # type: ignore[misc]
@@ -220,6 +288,15 @@ def test_cascades_are_lossless(certain: float, lenience: Fraction | int, block: 
         target, middle = Model(seed, 3), Model(seed + 10, 3)
         low = Model(seed + 20, 3, certain)
         stops = cascade(target, middle, low, lenience, seed % 2, block)
+        assert is_lossless(stops, target, 5)
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_cascades_that_stop_on_confidence_are_lossless(block: bool) -> None:
+    """What reviews a token is settled by the tokens before it and by how they were reviewed."""
+    for seed in range(4):
+        target, middle, low = Model(seed, 3), Model(seed + 10, 3), Model(seed + 20, 3, 0.3)
+        stops = cascade(target, middle, low, 1, 1, block, stops=True)
         assert is_lossless(stops, target, 5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from cascade_engine.errors import RequestError
 from cascade_engine.policy import AutoCascade, FixedCascade, named, read_policy, write_policy
 
 LEVELS = ["large", "middle", "small"]
-POLICY = FixedCascade([[5, 2, 0], [0, 1, 3], [0, 0, 8]], 2.0, (16, 4), 2)
+POLICY = FixedCascade([[5, 2, 0], [0, 1, 3], [0, 0, 8]], 2.0, (16, 4), 2, 0.25)
 
 
 @pytest.fixture
@@ -51,6 +52,8 @@ def test_names_are_not_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ({"lenience": "much"}, "a.json: "),
         ({"tree": [65, 0, 0]}, r"tree must be integers in 0..64"),
         ({"siblings": -1}, "siblings must be an integer >= 0"),
+        ({"min_confidence": 2}, r"min_confidence must be in 0\.\.1 \(0: off\), got 2"),
+        ({"min_confidence": "low"}, "a.json: "),
         ({"siblings": None}, "siblings must be an integer >= 0"),
         ({"nodes": 3}, "has an unknown key 'nodes'"),
     ],
@@ -59,6 +62,13 @@ def test_what_is_wrong_is_named(file: Path, change: dict[str, Any], message: str
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(RequestError, match=message):
         read_policy(file, LEVELS)
+
+
+def test_files_without_a_least_confidence_have_none(file: Path) -> None:
+    content = json.loads(file.read_text())
+    del content["min_confidence"]
+    file.write_text(json.dumps(content))
+    assert read_policy(file, LEVELS) == replace(POLICY, min_confidence=0.0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -24,25 +25,31 @@ def actions_of_policy(
 ) -> tuple[list[tuple[str, int, int]], list[int]]:
     """Drives the policy through the world until the target has reviewed `reviews` times."""
     n = len(policy.k_matrix)
-    row, frontier = list(prompt), [len(prompt)] * n
+    row, frontier, probs = list(prompt), [len(prompt)] * n, [1.0] * len(prompt)
     log: list[tuple[str, int, int]] = []
     while reviews:
-        action = policy.next_action(RowState(tuple(frontier), len(row), FAR))
+        action = policy.next_action(RowState(tuple(frontier), len(row), FAR, probs=probs))
         if isinstance(action, Draft) and action.level < n:  # so many reviews of nothing
+            begin = len(row)
             for _ in range(action.tokens):
                 log.append(("review", action.level, len(row)))
+                probs.append(world.prob(action.level, row))
                 row.append(world.next_token(action.level, row))
+                if math.prod(probs[begin:]) < action.min_confidence:
+                    break
             frontier[action.level :] = [len(row)] * (n - action.level)
             continue
         if isinstance(action, Draft):
             log.append(("draft", action.level, action.tokens))
             for _ in range(action.tokens):
                 row.append(world.next_token(n, row))
+            probs += [1.0] * action.tokens
             continue
         log.append(("review", action.level, len(row)))
         end = frontier[action.level]
         while end < len(row) and world.next_token(action.level, row[:end]) == row[end]:
             end += 1
+        probs[end:] = [world.prob(action.level, row[:end])]
         row = [*row[:end], world.next_token(action.level, row[:end])]
         for level in range(action.level, n):
             frontier[level] = len(row)
@@ -50,15 +57,21 @@ def actions_of_policy(
     return log, row
 
 
-def compare(seed: int, k_matrix: list[list[int]], agreement: list[float]) -> None:
+def compare(
+    seed: int, k_matrix: list[list[int]], agreement: list[float], min_confidence: float = 0.0
+) -> int:
+    """Returns how many actions that took."""
     world = World(seed, agreement)
-    recursion = Recursion(world, k_matrix)
+    recursion = Recursion(world, k_matrix, min_confidence)
     row = [1, 2, 3]
+    recursion.probs = [1.0] * 3
     for _ in range(4):
         row = recursion.iterate(0, row)
-    log, driven = actions_of_policy(world, FixedCascade(k_matrix), [1, 2, 3], 4)
+    policy = FixedCascade(k_matrix, min_confidence=min_confidence)
+    log, driven = actions_of_policy(world, policy, [1, 2, 3], 4)
     assert log == recursion.log
     assert driven == row
+    return len(log)
 
 
 def random_matrix(rng: random.Random, n: int) -> list[list[int]]:
@@ -73,6 +86,18 @@ def test_next_action_follows_the_recursion() -> None:
         n = rng.randint(1, 4)
         agreement = [1.0] + [rng.choice([0.0, 0.3, 0.8, 1.0]) for _ in range(n)]
         compare(case, random_matrix(rng, n), agreement)
+
+
+def test_segments_end_where_their_confidence_falls() -> None:
+    """Whoever drafts them, and however deep: as in the recursion, whose reviews keep the
+    probabilities of what they keep."""
+    rng, fewer = random.Random(1), 0
+    for case in range(500):
+        n = rng.randint(2, 4)
+        agreement = [1.0] + [rng.choice([0.3, 0.8, 1.0]) for _ in range(n)]
+        matrix, least = random_matrix(rng, n), rng.choice([0.05, 0.3, 0.7, 1.0])
+        fewer += compare(case, matrix, agreement, least) < compare(case, matrix, agreement)
+    assert fewer > 250
 
 
 @pytest.mark.parametrize("k_matrix", PUBLISHED)
@@ -140,6 +165,29 @@ def test_zero_rows_draft_on_their_own() -> None:
     ):
         state = RowState((4, 4), 4, FAR, widened=True)
         assert isinstance(wide.next_action(state), Review)
+
+
+def test_confidence_counts_what_a_level_has_vouched_for() -> None:
+    """A nested draft ends its own segment, not that of the level above; relative to what stands
+    there, the level below has as much left to lose."""
+    policy = FixedCascade([[9, 0], [0, 0]], min_confidence=0.4)
+    probs = [1.0] * 4 + [0.8, 0.625, 0.7]
+    assert policy.next_action(RowState((4, 4), 4, FAR, probs=probs)) == Draft(1, 9, 0, 0.4)
+    assert policy.next_action(RowState((4, 6), 6, FAR, probs=probs)) == Draft(1, 7, 0, 0.4 / 0.5)
+    assert policy.next_action(RowState((4, 7), 7, FAR, probs=probs)) == Review(0)
+    assert policy.next_action(RowState((4, 7), 7, FAR)) == Draft(1, 6, 0, 0.4)  # nobody knows
+    nested = FixedCascade([[9, 3, 5], [0, 4, 6], [0, 0, 0]], min_confidence=0.4)
+    assert nested.next_action(RowState((4, 4, 7), 7, FAR, probs=probs)) == Review(1)
+    assert nested.next_action(RowState((4, 6, 7), 7, FAR, probs=probs)).level == 2
+    assert nested.next_action(RowState((4, 7, 7), 7, FAR, probs=probs)) == Review(0)
+    wide = FixedCascade([[9, 0], [0, 0]], tree=8, min_confidence=0.4)
+    assert wide.next_action(RowState((4, 7), 7, FAR, probs=probs)) == Draft(2, 8, 8)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_bad_confidence(value: float) -> None:
+    with pytest.raises(RequestError, match=r"min_confidence must be in 0\.\.1 \(0: off\), got"):
+        FixedCascade([[10]], min_confidence=value)
 
 
 def test_plain_decoding_always_reviews() -> None:

@@ -25,6 +25,8 @@ POLICIES: list[Policy] = [
     FixedCascade([[4, 2, 0], [0, 2, 3], [0, 0, 8]], lenience=2.0, tree=24, siblings=2),
     FixedCascade([[0, 5, 0], [0, 0, 0], [0, 0, 0]], tree=16, siblings=1),
     FixedCascade([[5, 0, 4], [0, 3, 2], [0, 0, 6]], tree=(16, 6), lenience=1.5),
+    FixedCascade([[9, 0, 0], [0, 5, 0], [0, 0, 0]], min_confidence=0.5),
+    FixedCascade([[9, 0, 3], [0, 0, 5], [0, 0, 0]], min_confidence=0.5),
 ]
 
 
