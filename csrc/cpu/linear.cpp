@@ -7,7 +7,7 @@
 // on the tile, the block or the thread. (One chain over all of k would drift: at k = 11008 its
 // error is seven times that of a blocked sum.)
 #include "ce/cpu_kernels.h"
-#include "linear_tile.h"
+#include "linear_few.h"
 
 namespace ce::CE_ISA {
 namespace {
@@ -17,6 +17,9 @@ constexpr int64_t kPackSlab = 256;    // steps of x packed in one go
 constexpr int kPrefetchBytes = 9216;  // how far ahead the only tile of a block reads
 // Of the blocks: few restarts, and a late worker costs little.
 constexpr int64_t kPiecesPerWorker = 3;
+// Weights up to this size may well come from a cache; beyond, memory sets the pace, and one stream
+// a worker is read best.
+constexpr int64_t kCachedBytes = 1 << 20;
 
 static Mode mode_of(DType weights) {
   return weights == DType::f32 ? Mode::f32 : weights == DType::bf16 ? Mode::pairs : Mode::bytes;
@@ -192,6 +195,19 @@ static void run_block(const Call& call, int64_t block) {
   }
 }
 
+// Few rows of `count` blocks.
+static void run_few(const Call& call, int64_t block, int count) {
+  const LinearArgs& args = call.args;
+  const Mode mode = mode_of(args.w.dtype);
+  const int64_t distance = call.steps * step_bytes(mode);
+  alignas(64) float sums[kMostTogether * (kFewRows + 1) * kBlockColumns];
+  kFew[static_cast<int>(mode)].rows[args.rows](
+      {static_cast<const char*>(args.w.data) + block * distance, distance, call.x, call.steps,
+       sums});
+  for (int b = 0; b < count; ++b)
+    finish(args, block + b, 0, args.rows, sums + b * args.rows * kBlockColumns);
+}
+
 // Packs all of x, by all workers.
 static void pack_together(const Call& call, float* packed, ThreadPool& pool) {
   const int64_t slabs = (call.steps + kPackSlab - 1) / kPackSlab;
@@ -220,7 +236,12 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
   bool ready[ThreadPool::kMaxThreads] = {};
   const int64_t blocks = (args.w.n + kBlockColumns - 1) / kBlockColumns;
   const int64_t pieces = kPiecesPerWorker * pool.size();
-  pool.parallel_for(blocks, (blocks + pieces - 1) / pieces, [&](int64_t begin, int64_t end, int i) {
+  const int64_t kept = blocks * call.steps * step_bytes(mode_of(args.w.dtype));
+  const bool cached = args.rows <= kFewRows && kept <= kCachedBytes;
+  const int few = cached ? together(static_cast<int>(args.rows)) : 1;
+  const int64_t unit = few * pool.size() <= blocks ? few : 1;  // blocks that stay together
+  const int64_t grain = ((blocks + pieces - 1) / pieces + unit - 1) / unit * unit;
+  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int i) {
     Call mine = call;
     if (!as_it_is) mine.x = alone ? packed + i * (bytes / 4) : packed;
     if (!as_it_is && alone && !ready[i]) {
@@ -228,7 +249,8 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
         pack_tile(call, t, 0, call.steps, packed + i * (bytes / 4));
       ready[i] = true;
     }
-    for (int64_t block = begin; block < end; ++block) run_block(mine, block);
+    for (; unit > 1 && begin + unit <= end; begin += unit) run_few(mine, begin, few);
+    for (; begin < end; ++begin) run_block(mine, begin);
   });
 }
 
