@@ -87,9 +87,7 @@ static inline f32x16 round_int(f32x16 a) {
 }
 // a * 2^n for integral n in [-126, 127].
 static inline f32x16 scale_pow2(f32x16 a, f32x16 n) {
-  const __m512i e =
-      _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-  return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(e))};
+  return {_mm512_scalef_ps(a.v, n.v)};
 }
 static inline f32x16 sqrt(f32x16 a) {
   return {_mm512_sqrt_ps(a.v)};
@@ -288,9 +286,14 @@ static inline f32x16 load_bf16_part(const bf16* p, int count) {
   return load_bf16(lanes);
 }
 
-// Stores the first `count` lanes as bfloat16, round to nearest even; a NaN stays a NaN.
+// Stores the first `count` lanes as bfloat16, round to nearest even; a NaN stays a NaN. Numbers
+// below 2^-126 become zeros where the machine's own conversion does that, and its multiplication
+// of pairs too.
 static inline void store_bf16_part(bf16* p, f32x16 a, int count) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+  const __m256i half = (__m256i)_mm512_cvtneps_pbh(a.v);
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u), half);
+#elif defined(__AVX512F__)
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
