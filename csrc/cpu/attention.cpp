@@ -25,7 +25,9 @@ struct Step {
   bool more;
 };
 
-// Softmax numerators of a query from its scores of lanes 0..count-1 of a chunk.
+// Softmax numerators of a query from its scores of lanes 0..count-1 of a chunk; rounded where pairs
+// are multiplied.
+template <typename T>
 static inline void finish_scores(const Work& work, int64_t query, const Step& step, float* scores,
                                  int64_t count) {
   const RelativeBias& bias = work.plan.args.bias;
@@ -33,6 +35,7 @@ static inline void finish_scores(const Work& work, int64_t query, const Step& st
     add_bias(scores, count, bias.table + work.head(query) * bias.width(), bias.reach,
              work.origin(step.chunk) - work.position(query));
   exponentiate(scores, work.skipped(step.chunk), count, work.partial(query, step.slot));
+  if constexpr (kInPairs<T>) round_weights(scores, count);
 }
 
 template <typename T>
@@ -74,13 +77,16 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
   const auto pages = list_pages<T>(work, step, ceil_div(counts[Q - 1], kPageTokens));
   alignas(64) Scores scores[Q];
   score_all_pages<Q, kFetch>(queries, pages.list, pages.count, head_dim, args.scale, scores);
-  for (int q = 0; q < Q; ++q) finish_scores(work, first + q, step, scores[q], counts[q]);
+  for (int q = 0; q < Q; ++q) finish_scores<T>(work, first + q, step, scores[q], counts[q]);
   const T* const* values = pages.list + pages.count;
   const int64_t skipped = work.skipped(step.chunk);
-  add_all_values<Q, kFetch>(values, head_dim, true, skipped, counts[0], scores, partials);
-  for (int q = 1; q < Q; ++q)
-    if (counts[q] > counts[0])
-      add_all_values<1, false>(values, head_dim, false, counts[0], counts[q], scores + q,
+  // What all see; a pair that one of them sees half of is no part of it.
+  const bool halves = kInPairs<T> && counts[Q - 1] > counts[0];
+  const int64_t shared = halves ? counts[0] / 2 * 2 : counts[0];
+  add_all_values<Q, kFetch>(values, head_dim, true, skipped, shared, scores, partials);
+  for (int q = 0; q < Q; ++q)
+    if (counts[q] > shared)
+      add_all_values<1, false>(values, head_dim, false, shared, counts[q], scores + q,
                                partials + q);
 }
 
@@ -144,14 +150,21 @@ static void tree_partials(const Work& work, const int64_t* index, const Step& st
   pages.count = 0;
   if (shared > 0) pages = list_pages<T>(work, step, ceil_div(shared, kPageTokens));
   score_all_pages<Q, true>(queries, pages.list, pages.count, head_dim, args.scale, scores);
+  // Half of a pair goes with the paths.
+  const int64_t whole = kInPairs<T> ? shared / 2 * 2 : shared;
   Path<T> paths[Q];
-  for (int q = 0; q < Q; ++q) paths[q].count = 0;
+  for (int q = 0; q < Q; ++q) {
+    paths[q].count = shared - whole;
+    if (whole < shared)
+      paths[q].rows[0] =
+          pages.list[pages.count + whole / kPageTokens] + whole % kPageTokens * head_dim;
+  }
   if (shared < lanes) score_paths<Q, T>(work, index, queries, step, scores, paths);
   for (int q = 0; q < Q; ++q)
-    finish_scores(work, index[q], step, scores[q], shared + paths[q].count);
-  add_all_values<Q, true>(pages.list + pages.count, head_dim, true, work.skipped(step.chunk),
-                          shared, scores, partials);
-  for (int q = 0; q < Q; ++q) add_path_values(paths[q], head_dim, scores[q] + shared, partials[q]);
+    finish_scores<T>(work, index[q], step, scores[q], whole + paths[q].count);
+  add_all_values<Q, true>(pages.list + pages.count, head_dim, true, work.skipped(step.chunk), whole,
+                          scores, partials);
+  for (int q = 0; q < Q; ++q) add_path_values(paths[q], head_dim, scores[q], whole, partials[q]);
 }
 
 // Partials of queries begin..end-1, the root of a tree and its nodes, over one chunk.

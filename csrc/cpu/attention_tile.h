@@ -4,63 +4,14 @@
 //
 // Row invariance: a query's partial over one chunk (maximum, sum, unnormalised output) comes from
 // fixed chains: a score adds its products over ascending dimensions, sum and output go over
-// ascending positions. How many queries and pages share the registers decides the speed alone.
+// ascending positions (in pairs: attention_pairs.h). How many queries and pages share the registers
+// decides the speed alone.
 #pragma once
 
-#include "ce/kernels.h"
-#include "ce/simd.h"
+#include "attention_pairs.h"
 
 namespace ce::CE_ISA {
 namespace {
-
-constexpr int kChunkPages = kAttentionChunk / kPageTokens;
-constexpr int kTreePages = (kMaxTreeNodes + kPageTokens - 2) / kPageTokens + 1;  // at most, touched
-
-#if defined(__AVX512F__)
-constexpr int kTileQueries = 4;  // queries that share a load
-constexpr int kTileVectors = 4;  // pages of keys, or vectors of values, in registers at a time
-#elif defined(__AVX2__)
-constexpr int kTileQueries = 2;
-constexpr int kTileVectors = 2;
-#else
-constexpr int kTileQueries = 1;
-constexpr int kTileVectors = 1;
-#endif
-
-static inline f32x16 load_any(const float* p) {
-  return load(p);
-}
-static inline f32x16 load_any(const bf16* p) {
-  return load_bf16(p);
-}
-static inline f32x16 load_any_part(const float* p, int count) {
-  return load_part(p, count);
-}
-static inline f32x16 load_any_part(const bf16* p, int count) {
-  return load_bf16_part(p, count);
-}
-
-static inline int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-static inline int64_t larger(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-static inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// A query's partial in scratch: [maximum, sum, 14 unused][output, padded to 16].
-constexpr int kPartialHead = 16;
-static inline int64_t partial_floats(int head_dim) {
-  return kPartialHead + ceil_div(head_dim, 16) * 16;
-}
-
-using Scores = float[kAttentionChunk];
-
-// Vectors of 16 elements that fill a cache line.
-template <typename T>
-constexpr int kLineVectors = 4 / sizeof(T);
 
 // Scores of Q queries against the 16 positions of each of P pages.
 template <int Q, int P, bool kFetch, typename T>
@@ -85,10 +36,12 @@ static inline void score_pages(const float* const* queries, const T* const* page
       store(scores[q] + offset + p * kPageTokens, sum[q][p] * set1(scale));
 }
 
-// score_pages over `count` pages from the chunk's first position on.
+// Scores of Q queries against `count` pages from the chunk's first position on.
 template <int Q, bool kFetch, typename T>
 static inline void score_all_pages(const float* const* queries, const T* const* pages,
                                    int64_t count, int head_dim, float scale, Scores* scores) {
+  if constexpr (kInPairs<T>)
+    return score_all_in_pairs<Q, kFetch>(queries, pages, count, head_dim, scale, scores);
   int64_t p = 0;
   for (; p + kTileVectors <= count; p += kTileVectors)
     score_pages<Q, kTileVectors, kFetch>(queries, pages + p, head_dim, scale, scores,
@@ -137,6 +90,9 @@ template <int Q, int V, bool kFetch, typename T>
 static inline void add_values(const T* const* pages, int head_dim, int d, int lanes, bool fresh,
                               int64_t begin, int64_t end, const Scores* weights,
                               float* const* partials) {
+  if constexpr (kInPairs<T>)
+    return add_value_pairs<Q, V, kFetch>(pages, head_dim, d, lanes, fresh, begin, end, weights,
+                                         partials);
   f32x16 sum[Q][V];
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < V; ++v)
@@ -169,26 +125,23 @@ static inline void add_all_values(const T* const* pages, int head_dim, bool fres
   for (; d + 16 * kTileVectors <= head_dim; d += 16 * kTileVectors)
     add_values<Q, kTileVectors, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights,
                                         partials);
+  if constexpr (kTileVectors > 2)
+    for (; d + 32 <= head_dim; d += 32)
+      add_values<Q, 2, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights, partials);
   for (; d < head_dim; d += 16)
     add_values<Q, 1, kFetch>(pages, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)), fresh,
                              begin, end, weights, partials);
 }
 
-// The values of a node's ancestors and its own within one chunk, in order of position.
-template <typename T>
-struct Path {
-  int64_t count;
-  const T* rows[kMaxTreeNodes];
-};
-
-// Adds weights x values of a path to one output, V vectors from dimension d on.
+// Adds weights x values of a path from lane `lane` on to one output, V vectors from dimension d on.
 template <int V, typename T>
 static inline void add_path(const Path<T>& path, int d, int lanes, const float* weights,
-                            float* output) {
+                            int64_t lane, float* output) {
+  if constexpr (kInPairs<T>) return add_path_pairs<V>(path, d, lanes, weights, lane, output);
   f32x16 sum[V];
   for (int v = 0; v < V; ++v) sum[v] = load(output + d + 16 * v);
   for (int64_t i = 0; i < path.count; ++i) {
-    const f32x16 weight = set1(weights[i]);
+    const f32x16 weight = set1(weights[lane + i]);
     const T* row = path.rows[i] + d;
     for (int v = 0; v < V; ++v)
       sum[v] =
@@ -201,13 +154,13 @@ static inline void add_path(const Path<T>& path, int d, int lanes, const float* 
 // add_path over all dimensions: goes on where add_all_values ended.
 template <typename T>
 static inline void add_path_values(const Path<T>& path, int head_dim, const float* weights,
-                                   float* partial) {
+                                   int64_t lane, float* partial) {
   float* output = partial + kPartialHead;
   int d = 0;
   for (; d + 16 * kTileVectors <= head_dim; d += 16 * kTileVectors)
-    add_path<kTileVectors>(path, d, 16, weights, output);
+    add_path<kTileVectors>(path, d, 16, weights, lane, output);
   for (; d < head_dim; d += 16)
-    add_path<1>(path, d, static_cast<int>(smaller(head_dim - d, 16)), weights, output);
+    add_path<1>(path, d, static_cast<int>(smaller(head_dim - d, 16)), weights, lane, output);
 }
 
 // Merges the partial of a later chunk into the one of all earlier chunks.
