@@ -10,6 +10,7 @@ from cascade_engine.engine.passes import Passes
 from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.roster import Roster
 from cascade_engine.engine.row import NO_SLOT, Row
+from cascade_engine.engine.segmenting import Segmenting
 from cascade_engine.engine.slots import Slots
 from cascade_engine.engine.speculating import Speculating
 from cascade_engine.engine.stats import EngineStats
@@ -43,6 +44,7 @@ class Cycle:
         slots = Slots(neural, tokens, reuse_cache)
         self.roster = Roster(slots, self._drafting, self.stats, self.audience)
         self._passes = Passes(neural, tokens, self.roster, self.stats, self.audience)
+        self._segmenting = Segmenting(neural, statistical)
         self._speculating = Speculating.of(neural, statistical)
         self._neural = neural
         self._tokens = tokens
@@ -138,7 +140,7 @@ class Cycle:
                     return [
                         self._emit(row) for row in self._passes.speculate(self._speculating, drafts)
                     ]
-                self._drafting.draft(drafts)
+                self._draft(policy, drafts)
                 continue
             if level == 0:
                 break
@@ -146,6 +148,15 @@ class Cycle:
             self._passes.review(level, policy.lenience, reviews)
             deciding, reviews = [row for row in deciding if row.slot != NO_SLOT], []
         return [self._emit(row) for row in self._passes.review(0, 1.0, reviews)]
+
+    def _draft(self, policy: Policy, drafts: Sequence[tuple[Row, Draft]]) -> None:
+        """The statistical level drafts, and where nobody looks the level above reviews as well."""
+        unheard = not self.audience.watched and not self.audience.listening()
+        taken = self._segmenting.takes(drafts) if unheard else None
+        if taken is None:
+            self._drafting.draft(drafts)
+        else:
+            self._passes.draft_segments([row for row, _ in drafts], taken, policy.lenience)
 
     def _prefill(self) -> tuple[list[Row], list[Row]]:
         """Feeds prompts (and what preempted rows lost) to the target, up to a budget of tokens.

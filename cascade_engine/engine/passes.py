@@ -8,6 +8,7 @@ from collections.abc import Container, Sequence
 from cascade_engine.cache import PAGE_TOKENS, pages_for
 from cascade_engine.engine.roster import Roster
 from cascade_engine.engine.row import NO_SLOT, Row
+from cascade_engine.engine.segmenting import Taken
 from cascade_engine.engine.speculating import Speculating
 from cascade_engine.engine.stats import EngineStats
 from cascade_engine.engine.watching import Audience
@@ -66,6 +67,24 @@ class Passes:
         for row, count in zip(rows, counts, strict=True):
             row.stats.levels[level].count_call(seconds * count / sum(counts), count)
         self._audience.watcher.passed("draft", level, begin, seconds)
+
+    def draft_segments(self, rows: Sequence[Row], taken: Taken, lenience: float) -> None:
+        """A neural level and the statistical one below it draft, all segments in one call."""
+        level, segments, items = taken
+        try:
+            drafted = segments.draft(items, lenience)
+        except ValueError:
+            self._retire(level, rows)
+            return
+        statistical, proposals, reviews = len(self._neural), drafted.proposals, drafted.reviews
+        self._stats.count_pass(statistical, proposals.rows, proposals.seconds, proposals.passes)
+        self._stats.count_pass(level, reviews.rows, reviews.seconds, reviews.passes)
+        for row, each in zip(rows, drafted.rows, strict=True):
+            row.append_segment(level, statistical, each)
+            calls = len(each.accepted)
+            row.stats.levels[level].count_call(reviews.seconds * calls / reviews.rows, calls)
+            share = proposals.seconds * each.asked / max(proposals.rows, 1)
+            row.stats.levels[statistical].count_call(share, each.asked)
 
     def review(
         self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]

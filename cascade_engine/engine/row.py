@@ -20,6 +20,8 @@ from cascade_engine.levels import (
     LogprobRequest,
     Rejection,
     ReviewItem,
+    SegmentDrafted,
+    SegmentItem,
     TokenLogprobs,
     TokenRows,
     TokenTree,
@@ -28,7 +30,7 @@ from cascade_engine.levels import (
 )
 from cascade_engine.ops import Sampler
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import Draft, RowState
+from cascade_engine.policy import Draft, RowState, Segment
 from cascade_engine.sampling import AllowedMasks
 from cascade_engine.stops import StopChecker
 
@@ -164,6 +166,20 @@ class Row:
         least = action.min_confidence
         return DraftItem(self.slot, self.length, action.tokens, self.sampler, self.reviews, least)
 
+    def segment_item(self, segment: Segment) -> SegmentItem:
+        """This row's part where a neural level drafts with the statistics below it."""
+        return SegmentItem(
+            self.slot,
+            self.length,
+            segment.tokens,
+            segment.most,
+            segment.width,
+            segment.least,
+            self.sampler,
+            self.reviews,
+            self.prediction,
+        )
+
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:
         """The row's tree, brought up to date, and the nodes of the row's own drafts in it."""
         if self.tree is None:
@@ -244,6 +260,20 @@ class Row:
         self.exhausted = self.widened = False
         self.reviews += count
         self.stats.levels[level].drafted += count
+
+    def append_segment(self, level: int, statistical: int, drafted: SegmentDrafted) -> None:
+        """A neural level drafted, reviewing what the statistical level proposed."""
+        for count in drafted.accepted:
+            self.sources.extend([statistical] * count)
+            self.sources.append(level)
+        self.length = len(self.prompt) + len(self.sources)
+        for i in range(level, len(self.frontier)):
+            self.frontier[i] = self.length
+        self.exhausted = self.widened = False
+        if self.sampler.rejects:
+            self.reviews += len(drafted.accepted)
+        self.stats.levels[level].drafted += len(drafted.accepted)
+        self.stats.levels[statistical].drafted += drafted.proposed
 
     def append_branches(self, level: int, tokens: TokenRows, root: int, tree: DraftedTree) -> None:
         """The statistical level proposed a tree behind the row's leading `root` tokens."""

@@ -20,6 +20,12 @@ from cascade_engine.levels.rows import (
     Verdict,
     cut,
 )
+from cascade_engine.levels.segments import (
+    SegmentDrafted,
+    SegmentItem,
+    Segments,
+    SegmentsDrafted,
+)
 from cascade_engine.levels.speculation import Speculated, Speculation
 from cascade_engine.levels.statistical import DraftedTree, Proposal, StatisticalLevel
 from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
@@ -40,6 +46,10 @@ __all__ = [
     "RecurrentDrafter",
     "Rejection",
     "ReviewItem",
+    "SegmentDrafted",
+    "SegmentItem",
+    "Segments",
+    "SegmentsDrafted",
     "Speculated",
     "Speculation",
     "StatisticalLevel",

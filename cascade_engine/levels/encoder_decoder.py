@@ -105,9 +105,9 @@ class EncoderDecoderLevel(NeuralLevel):
         tools and tests."""
         return self._encoder_recorder.read(self._encoded, self.weights.activation_dtype)
 
-    def _reserve(self, slots: Sequence[int], ends: Sequence[int]) -> None:
+    def reserve(self, slots: Sequence[int], ends: Sequence[int]) -> None:
         self.encode(slots)
-        super()._reserve(slots, ends)
+        super().reserve(slots, ends)
 
     def _source(self, slot: int) -> int:
         return self.rows.source(slot)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from cascade_engine.cache import PAGE_TOKENS, KVStorage, LeadingPages, PageTable, pages_for
 from cascade_engine.errors import CapacityError
-from cascade_engine.levels.rows import (
-    DraftItem,
-    Rejection,
-    ReviewItem,
-    TokenLogprobs,
-    TokenRows,
-    Verdict,
-)
+from cascade_engine.levels.judged import judge, read_logprobs, read_siblings
+from cascade_engine.levels.rows import DraftItem, Rejection, ReviewItem, TokenRows, Verdict
 from cascade_engine.levels.tree import MAX_NODES
 from cascade_engine.models import llama
 from cascade_engine.models.family import ModelWeights
 from cascade_engine.models.llama import LlamaWeights
-from cascade_engine.ops import CpuBackend, CudaBackend, CudaSpeculation
+from cascade_engine.ops import CpuBackend, CudaBackend, CudaSpeculation, Sampler
 
 PREFILL_TOKENS = 112
 """Tokens of one prefill pass: as many as the CPU's matrix product takes through the weights at
@@ -30,19 +24,6 @@ once; with more, a pass would only hold more activations. Any split gives the sa
 NO_NODES: tuple[list[int], list[int]] = ([], [])
 NO_TREE: tuple[list[int], list[int], list[float]] = ([], [], [])
 NO_REJECTION = Rejection(0, False, 0)
-
-
-class _Judged(NamedTuple):
-    """Where the logits are that a review of one item went by."""
-
-    number: int
-    item: ReviewItem
-    first: int
-    """Its first logit row."""
-    offsets: list[int]
-    """Of the logit rows of the tokens that the review left, from there."""
-    allowed: int
-    """Address of its masks, 0: none."""
 
 
 class NeuralLevel:
@@ -71,18 +52,20 @@ class NeuralLevel:
         self.weights = weights
         self.context = context
         self.vocab_size = vocab_size
-        self._backend = backend
+        self.backend = backend
         self.left_padded = left_padded
         self.rows = rows
         self.drafts = isinstance(backend, CpuBackend)
         """Whether `draft` is there; where not, a review of nothing gives a token at a time."""
+        self.cascades = self.drafts
+        """Whether it can draft with a level below it by itself (see segments.py)."""
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
-        self._row_tokens = min(context, capacity)
+        self.row_tokens = min(context, capacity)
         # A tree's nodes take a slot each, and two of them may have one position.
         self.pages: PageTable | LeadingPages
         if owner is None:
-            self.pages = PageTable(pages, num_rows, self._row_tokens + MAX_NODES)
+            self.pages = PageTable(pages, num_rows, self.row_tokens + MAX_NODES)
             self.storage = KVStorage(
                 config.num_layers,
                 pages,
@@ -124,6 +107,11 @@ class NeuralLevel:
             start = self.pages.length[slot]
             self._feed([slot], [min(tokens, start + PREFILL_TOKENS)], [0])
 
+    def catch_up(self, slot: int, length: int, tokens: int) -> None:
+        """Caches the leading `tokens` tokens of a row of `length` if it lags far behind."""
+        if length - self.pages.length[slot] > PREFILL_TOKENS:
+            self.prefill(slot, tokens)
+
     def review(self, items: Sequence[ReviewItem], lenience: float) -> list[Verdict]:
         """One forward pass over what this level has not seen of each row, then the acceptance rule.
 
@@ -132,13 +120,12 @@ class NeuralLevel:
         behind are brought up first.
         """
         for item in items:
-            if item.length - self.pages.length[item.slot] > PREFILL_TOKENS:
-                self.prefill(item.slot, item.frontier - 1)
+            self.catch_up(item.slot, item.length, item.frontier - 1)
         self._feed_items(items)
         slots = [item.slot for item in items]
         allowed = [0 if item.allowed is None else item.allowed.data_ptr() for item in items]
         trees = [item.tree for item in items]
-        verdicts = self._backend.accept(
+        verdicts = self.backend.accept(
             **self._logits_and_tokens(),
             logit_rows=self._program.rows(self._logits),
             probs=self.rows.draft_probs.data_ptr(),
@@ -154,8 +141,10 @@ class NeuralLevel:
             **self._rejections(items),
         )
         asked = any(item.logprobs is not None or item.siblings for item in items)
-        judged = self._judged(items, verdicts, allowed) if asked else []
-        logprobs, siblings = self._logprobs(judged), self._siblings(judged)
+        judged = judge(items, verdicts, allowed) if asked else []
+        logits = self._logits_and_tokens() if asked else {}
+        logprobs = read_logprobs(self.backend, logits, judged)
+        siblings = read_siblings(self.backend, logits, judged)
         for item, (num_accepted, _, path) in zip(items, verdicts, strict=True):
             if item.tree is not None:
                 self._commit(item, path, item.frontier + num_accepted)
@@ -183,29 +172,20 @@ class NeuralLevel:
         Raises ValueError when the first token of a row is not to be had, and leaves the rows as
         they were.
         """
-        assert isinstance(self._backend, CpuBackend)
+        assert isinstance(self.backend, CpuBackend)
         for item in items:
-            if item.length - self.pages.length[item.slot] > PREFILL_TOKENS:
-                self.prefill(item.slot, item.length - 1)
+            self.catch_up(item.slot, item.length, item.length - 1)
         slots = [item.slot for item in items]
-        self._reserve(slots, [item.length for item in items])
+        self.reserve(slots, [item.length for item in items])
         counts = self._affordable(items)
-        self._reserve(slots, [item.length + n - 1 for item, n in zip(items, counts, strict=True)])
-        tokens, rejects = self.rows.tokens, any(item.sampler.rejects for item in items)
-        drafted = self._backend.draft(
-            program=self._program,
-            logits=self._logits,
-            vocab=self.vocab_size,
-            tokens=tokens.data_ptr(),
-            token_stride=tokens.shape[1],
-            probs=self.rows.draft_probs.data_ptr(),
+        self.reserve(slots, [item.length + n - 1 for item, n in zip(items, counts, strict=True)])
+        drafted = self.backend.draft(
+            **self.loop_arguments([item.sampler for item in items]),
             rows=slots,
             cached=[self.pages.length[slot] for slot in slots],
             lengths=[item.length for item in items],
             counts=counts,
             samplers=[item.sampler for item in items],
-            left_padded=self.left_padded,
-            distributions=self.rows.distributions if rejects else None,
             reviews=[item.reviews for item in items],
             min_confidences=[item.min_confidence for item in items],
         )
@@ -214,12 +194,26 @@ class NeuralLevel:
             self.pages.truncate(item.slot, item.length + count - 1)
         return drafted
 
+    def loop_arguments(self, samplers: Sequence[Sampler]) -> dict[str, Any]:
+        """What native loops take that draft by this level for rows with these samplers."""
+        tokens, rejects = self.rows.tokens, any(sampler.rejects for sampler in samplers)
+        return {
+            "program": self._program,
+            "logits": self._logits,
+            "vocab": self.vocab_size,
+            "tokens": tokens.data_ptr(),
+            "token_stride": tokens.shape[1],
+            "probs": self.rows.draft_probs.data_ptr(),
+            "left_padded": self.left_padded,
+            "distributions": self.rows.distributions if rejects else None,
+        }
+
     def _affordable(self, items: Sequence[DraftItem]) -> list[int]:
         """Tokens to draft for each row: what is wanted, as far as it costs no row its pages."""
         spare, counts = self.pages.available_pages, []
         for item in items:
             fed = PAGE_TOKENS * (pages_for(item.length) + spare)
-            count = min(item.tokens, 1 + min(fed, self._row_tokens) - item.length)
+            count = min(item.tokens, 1 + min(fed, self.row_tokens) - item.length)
             spare -= pages_for(item.length + count - 1) - pages_for(item.length)
             counts.append(count)
         return counts
@@ -227,7 +221,7 @@ class NeuralLevel:
     def speculation(self, **options: Any) -> CudaSpeculation | None:
         """Drafts by statistics and this level's reviews of them as one action of the device, where
         the backend has that; options as CudaSpeculation has them."""
-        return self._backend.speculation(self._program, self._logits, self.vocab_size, **options)
+        return self.backend.speculation(self._program, self._logits, self.vocab_size, **options)
 
     def fork(self, source: int, target: int, tokens: int) -> None:
         """The empty row `target` shares what is cached of the first `tokens` tokens of `source`."""
@@ -263,47 +257,6 @@ class NeuralLevel:
             "token_stride": tokens.shape[1],
         }
 
-    def _judged(
-        self,
-        items: Sequence[ReviewItem],
-        verdicts: Sequence[tuple[int, int, list[int]]],
-        allowed: Sequence[int],
-    ) -> list[_Judged]:
-        first, judged = 0, []
-        for i, (item, (num_accepted, _, path)) in enumerate(zip(items, verdicts, strict=True)):
-            offsets = range(num_accepted + 1) if item.tree is None else (0, *(1 + n for n in path))
-            judged.append(_Judged(i, item, first, list(offsets), allowed[i]))
-            first += item.drafted + 1
-        return judged
-
-    def _logprobs(self, judged: Sequence[_Judged]) -> dict[int, tuple[TokenLogprobs, ...]]:
-        """By item, for the items that ask: log-probabilities of the tokens a review left."""
-        asking = [(j, j.item.logprobs) for j in judged if j.item.logprobs is not None]
-        if not asking:
-            return {}
-        found = self._backend.logprobs(
-            **self._logits_and_tokens(),
-            **_positions([j for j, _ in asking]),
-            top=[wanted.top for _, wanted in asking],
-            processed=[wanted.processed for _, wanted in asking],
-        )
-        return {
-            j.number: tuple(TokenLogprobs(*entry) for entry in row)
-            for (j, _), row in zip(asking, found, strict=True)
-        }
-
-    def _siblings(self, judged: Sequence[_Judged]) -> dict[int, list[list[tuple[int, float]]]]:
-        """By item, for the items that ask: the runners-up of the tokens a review left."""
-        asking = [j for j in judged if j.item.siblings]
-        if not asking:
-            return {}
-        found = self._backend.siblings(
-            **self._logits_and_tokens(),
-            **_positions(asking),
-            siblings=[j.item.siblings for j in asking],
-        )
-        return {j.number: row for j, row in zip(asking, found, strict=True)}
-
     def _commit(self, item: ReviewItem, path: list[int], end: int) -> None:
         """Keys and values of an accepted path go to the slots of their positions, which are this
         row's own: `_feed` reserved them."""
@@ -322,7 +275,7 @@ class NeuralLevel:
         else:
             self._feed(slots, ends, logits, max(item.reach for item in items), trees)
 
-    def _reserve(self, slots: Sequence[int], ends: Sequence[int]) -> None:
+    def reserve(self, slots: Sequence[int], ends: Sequence[int]) -> None:
         """Makes each row writable up to slot `ends[i]`."""
         for slot, end in zip(slots, ends, strict=True):
             self.pages.reserve(slot, end, self.storage.copy_page)
@@ -339,9 +292,9 @@ class NeuralLevel:
         take more slots than they have positions."""
         pages = self.pages
         reach = reach or max(ends, default=0)
-        if reach > self._row_tokens:
-            raise CapacityError(f"{reach} tokens do not fit a row of {self._row_tokens}")
-        self._reserve(slots, ends)
+        if reach > self.row_tokens:
+            raise CapacityError(f"{reach} tokens do not fit a row of {self.row_tokens}")
+        self.reserve(slots, ends)
         starts = [pages.length[slot] for slot in slots]
         counts = [end - start for start, end in zip(starts, ends, strict=True)]
         self._program.run(slots, starts, counts, logits, self.left_padded, trees)
@@ -353,17 +306,3 @@ def _unmoved(path: Sequence[int]) -> int:
     """Leading nodes of a path that stand in the slots of their positions: a tree begins with the
     row's own drafts."""
     return next((i for i, node in enumerate(path) if node != i), len(path))
-
-
-def _positions(judged: Sequence[_Judged]) -> dict[str, Any]:
-    """The positions that reviews judged, as native code takes them."""
-    allowed = [j.allowed for j in judged]
-    return {
-        "rows": [j.item.slot for j in judged],
-        "first_logit_rows": [j.first for j in judged],
-        "starts": [j.item.frontier for j in judged],
-        "counts": [len(j.offsets) for j in judged],
-        "samplers": [j.item.sampler for j in judged],
-        "allowed": allowed if any(allowed) else [],
-        "paths": [j.offsets for j in judged],
-    }

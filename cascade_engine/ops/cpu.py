@@ -174,6 +174,10 @@ class CpuBackend:
         """Tokens that a model drafts on its own: see `_C.draft`."""
         return _C.draft(self.context, **arguments)
 
+    def draft_segments(self, **arguments: Any) -> Any:
+        """Tokens that a model drafts with statistics below it: see `_C.draft_segments`."""
+        return _C.draft_segments(self.context, **arguments)
+
     def logprobs(self, **arguments: Any) -> list[list[tuple[float, list[tuple[int, float]]]]]:
         """Log-probabilities of tokens that a review left: see `_C.logprobs`."""
         return _C.logprobs(self.context, **arguments)

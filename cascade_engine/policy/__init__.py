@@ -14,6 +14,7 @@ from cascade_engine.policy.base import (
     Policy,
     Review,
     RowState,
+    Segment,
 )
 from cascade_engine.policy.file import read_policy, write_policy
 from cascade_engine.policy.fixed import FixedCascade
@@ -34,6 +35,7 @@ __all__ = [
     "Policy",
     "Review",
     "RowState",
+    "Segment",
     "named",
     "published",
     "read_policy",

@@ -46,6 +46,23 @@ class RowState(NamedTuple):
         return level < len(self.dormant) and self.dormant[level]
 
 
+class Segment(NamedTuple):
+    """A vertical cascade that is settled before its drafts are known: the statistical level drafts
+    and one neural level reviews, in turn."""
+
+    level: int
+    """It reviews; nothing stands behind its frontier yet."""
+    tokens: int
+    """A review after which it vouches for so many tokens more is the last one."""
+    most: int
+    """So many may be appended: the last drafts leave room for the level's own token, or there are
+    none."""
+    width: int
+    """Asked of the statistical level at a time."""
+    least: int
+    """While it has found fewer for a review, but some, it is asked again."""
+
+
 class Draft(NamedTuple):
     """Append up to `tokens` tokens proposed by level `level`.
 
@@ -59,12 +76,16 @@ class Draft(NamedTuple):
 
     With `min_confidence` > 0 (at most 1) a neural level that drafts on its own stops behind the
     token with which the product of the probabilities it gave these tokens falls below that. Where
-    it drafts in reviews, it is the policy that sees it in `RowState.probs`."""
+    it drafts in reviews, it is the policy that sees it in `RowState.probs`.
+
+    With `segment`, of the statistical level, this draft begins what the policy would ask for one by
+    one, whatever is found, as long as no level falls asleep: an engine may do it all in one go."""
 
     level: int
     tokens: int
     nodes: int = 0
     min_confidence: float = 0.0
+    segment: Segment | None = None
 
 
 class Review(NamedTuple):

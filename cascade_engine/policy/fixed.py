@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cascade_engine.errors import RequestError
-from cascade_engine.policy.base import Action, Draft, Review, RowState
+from cascade_engine.policy.base import Action, Draft, Review, RowState, Segment
 
 MAX_TREE = 64
 """Nodes of one reviewed tree."""
@@ -117,11 +117,12 @@ class FixedCascade:
     def next_action(self, row: RowState) -> Action:
         if row.room <= 0:
             return Review(0)
-        return self._act(row, 0, 1)
+        return self._act(row, 0, 1, 0)
 
-    def _act(self, row: RowState, level: int, reviews: int) -> Action:
+    def _act(self, row: RowState, level: int, reviews: int, wanted: int) -> Action:
         """`reviews`: how many levels will yet append a token of their own behind a drafter's. Each
-        finds room for it, so that none is passed over because of what was drafted."""
+        finds room for it, so that none is passed over because of what was drafted. `wanted`: tokens
+        that a drafting level has yet to vouch for."""
         n, nodes = len(self.k_matrix), self.tree[level]
         segment = 0
         for drafter in range(level + 1, n + 1 if nodes == 0 else n):
@@ -131,16 +132,19 @@ class FixedCascade:
             if row.room < reviews:
                 continue
             vouched = row.length if drafter == n else row.frontier[drafter]
+            missing = segment - (vouched - row.frontier[level])
             confidence = row.confidence(level, drafter) if self.min_confidence else 1.0
-            if vouched - row.frontier[level] < segment and confidence >= self.min_confidence:
+            if missing > 0 and confidence >= self.min_confidence:
+                room = row.room - reviews + 1
                 if drafter == n:
-                    room = row.room - reviews + 1
-                    return Draft(n, min(self.k_matrix[-1][-1] or segment, room))
+                    width = self.k_matrix[-1][-1] or segment
+                    own = level > 0 and missing == segment == self.k_matrix[level][-1]
+                    begins = own and not (self.siblings or self.min_confidence)
+                    whole = Segment(level, wanted, room + 1, width, segment) if begins else None
+                    return Draft(n, min(width, room), segment=whole)
                 if self._drafts_alone(drafter) and vouched == row.length:
-                    missing = segment - (vouched - row.frontier[level])
-                    tokens = min(missing, row.room - reviews + 1)
-                    return Draft(drafter, tokens, 0, self.min_confidence / confidence)
-                return self._act(row, drafter, reviews + 1)
+                    return Draft(drafter, min(missing, room), 0, self.min_confidence / confidence)
+                return self._act(row, drafter, reviews + 1, missing)
         if nodes and not row.widened:
             return Draft(n, min(nodes, row.room), nodes)
         return Review(level, nodes, self.siblings if level else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cascade_engine.policy.base import Action, Draft, Review, RowState
+from cascade_engine.policy.base import Action, Draft, Review, RowState, Segment
 
 Kind = tuple[int, int, bool, bool, int]
 """Plans of one kind differ in lengths only."""
@@ -64,11 +64,12 @@ class Plan(NamedTuple):
             if behind > 0:
                 return self._draft(row, n, second, behind, reviews + 1)
             return Review(level, 0, self.siblings if level == self.drafter else 0)
+        siblings = self.siblings if level == self.drafter else 0
         if self.width and not row.exhausted and row.length == row.frontier[level]:
             room = row.room - reviews + 1
             if room > 0:
-                return Draft(n, min(self.width, room))
-        siblings = self.siblings if level == self.drafter else 0
+                whole = None if siblings else Segment(level, missing, room + 1, self.width, 1)
+                return Draft(n, min(self.width, room), segment=whole)
         if not self.width and not siblings and row.length == row.frontier[level]:
             return Draft(level, min(missing, row.room - reviews + 2))
         return Review(level, 0, siblings)

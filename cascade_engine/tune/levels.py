@@ -20,11 +20,11 @@ class RecordedLevel(NeuralLevel):
         self.name, self.weights, self.context = level.name, level.weights, level.context
         self.vocab_size, self.left_padded = level.vocab_size, False
         self.rows = rows
-        self._number, self.drafts = number, level.drafts
+        self._number, self.drafts, self.cascades = number, level.drafts, False
         self._recordings = recordings
         count, capacity = rows.tokens.shape
-        self._row_tokens = min(self.context, capacity)
-        reach = self._row_tokens + MAX_NODES
+        self.row_tokens = min(self.context, capacity)
+        reach = self.row_tokens + MAX_NODES
         self.pages = PageTable(count * pages_for(reach), count, reach)
         self._row_recordings: dict[int, Recording] = {}
 
@@ -61,7 +61,7 @@ class RecordedLevel(NeuralLevel):
         return counts
 
     def _room(self, item: DraftItem) -> int:
-        return min(item.tokens, 1 + self._row_tokens - item.length)
+        return min(item.tokens, 1 + self.row_tokens - item.length)
 
     def _cache(self, slot: int, end: int) -> None:
         self.pages.reserve(slot, end, lambda source, target: None)

@@ -31,3 +31,4 @@ void bind_drafting(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
+void bind_segment_loop(pybind11::module_& m);

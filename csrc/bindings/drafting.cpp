@@ -6,8 +6,8 @@
 #include "bindings/bindings.h"
 #include "bindings/tables.h"
 #include "ce/check.h"
-#include "ce/max_gram.h"
 #include "ce/parallel.h"
+#include "ce/propose.h"
 
 namespace py = pybind11;
 
@@ -119,20 +119,16 @@ Ints propose_rows(CpuContext& c, Address tokens, int64_t token_stride, Address p
                "corpus_lengths[", i, "] = ", corpus_lengths[i],
                " must be >= 0, and 0 where there is no corpus");
   }
+  const Statistics statistics{c.kernels, max_match,
+                              table == nullptr ? nullptr : table->table.get()};
   Ints out(rows.size());
   for_each_item(c.pool, static_cast<int64_t>(rows.size()), [&](int64_t i) {
     const size_t r = static_cast<size_t>(i);
     int32_t* row = pointer<int32_t>(tokens) + rows[r] * token_stride;
     Corpus corpus;
     if (!corpora.empty()) corpus = {pointer<int32_t>(corpora[r]), corpus_lengths[r]};
-    int64_t drafted = max_gram(c.kernels, row, lengths[r], counts[r], max_match, corpus);
-    if (table != nullptr)
-      drafted += ngram_chain(*table->table, row, lengths[r] + drafted, counts[r] - drafted);
-    if (probs != 0) {
-      float* row_probs = pointer<float>(probs) + rows[r] * token_stride + lengths[r];
-      for (int64_t j = 0; j < drafted; ++j) row_probs[j] = 1.0f;
-    }
-    out[r] = drafted;
+    float* row_probs = probs == 0 ? nullptr : pointer<float>(probs) + rows[r] * token_stride;
+    out[r] = propose(statistics, row, row_probs, lengths[r], counts[r], corpus);
   });
   return out;
 }
