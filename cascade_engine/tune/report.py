@@ -25,6 +25,8 @@ def described(policy: FixedCascade, names: Sequence[str]) -> str:
         parts.append(f"tree {policy.tree[0]}")
     if policy.siblings:
         parts.append(f"siblings {policy.siblings}")
+    if policy.min_confidence:
+        parts.append(f"min confidence {policy.min_confidence:g}")
     return ", ".join(parts)
 
 

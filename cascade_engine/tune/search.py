@@ -1,4 +1,4 @@
-"""Which drafts, lengths, lenience and trees: a search over settings that are simulated."""
+"""Which drafts, lengths, early stops, lenience and trees: a search over simulated settings."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ COPIED = (0, 2, 3, 4, 6, 8, 10, 14)
 LENIENCE = (1.0, 1.5, 2.0, 3.0, 5.0)
 TREES = (0, 4, 8, 12, 16, 24, 32, 48, 64)
 SIBLINGS = (0, 1, 2, 3)
+CONFIDENCE = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
+"""At which drafts end early."""
 COPY = 0
 """Stands for the statistical level among the drafts' numbers."""
 
@@ -91,7 +93,7 @@ def starts(drafts: int) -> list[dict[str, Any]]:
         found.append(
             {
                 **off, f"draft {i}": True, f"target from {i}": 6, f"copied for {i}": 8,
-                "copied for the target": 0, "tree": 0, "lenience": 1.0,
+                "copied for the target": 0, "tree": 0, "lenience": 1.0, "min confidence": 0.0,
             }
         )  # fmt: skip
     return found
@@ -119,7 +121,8 @@ def candidate_of(trial: Any, drafts: int, lenience: bool) -> Candidate:
     reviews = any(any(row) for row in matrix[1:])
     lenient = trial.suggest_categorical("lenience", LENIENCE) if reviews and lenience else 1.0
     siblings = trial.suggest_categorical("siblings", SIBLINGS) if used and tree else 0
-    return Candidate(tuple(used), FixedCascade(matrix, lenient, tree, siblings))
+    least = trial.suggest_categorical("min confidence", CONFIDENCE) if used else 0.0
+    return Candidate(tuple(used), FixedCascade(matrix, lenient, tree, siblings, least))
 
 
 def frontier(found: Sequence[Found]) -> list[Found]:

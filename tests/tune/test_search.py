@@ -32,6 +32,7 @@ def candidate(lenience: bool = True, **given: Any) -> Candidate:
         "copied for the target": 0,
         "lenience": 2.0,
         "siblings": 2,
+        "min confidence": 0.0,
         **{name.replace("_", " "): value for name, value in given.items()},
     }
     return candidate_of(optuna.trial.FixedTrial(values), 2, lenience)
@@ -45,8 +46,11 @@ def test_what_changes_nothing_is_left_out() -> None:
     unasked = candidate(draft_2=True, target_from_2=0, copied_for_2=8, tree=8)
     assert unasked == Candidate((), FixedCascade([[0]], tree=8))
     # It reviews nothing, so that lenience would change nothing.
-    alone = candidate(draft_2=True, target_from_2=4, copied_for_2=0)
-    assert alone == Candidate((2,), FixedCascade([[4, 0], [0, 0]]))
+    given = {"draft_2": True, "target_from_2": 4, "copied_for_2": 0}
+    assert candidate(**given) == Candidate((2,), FixedCascade([[4, 0], [0, 0]]))
+    stops = FixedCascade([[4, 0], [0, 0]], min_confidence=0.4)
+    assert candidate(**given, min_confidence=0.4) == Candidate((2,), stops)
+    assert candidate(copied_for_the_target=4, min_confidence=0.4).policy == FixedCascade([[4]])
 
 
 def test_drafts_below_one_another() -> None:
@@ -67,7 +71,7 @@ def test_drafts_below_one_another() -> None:
     [
         Candidate((), FixedCascade([[6]])),
         Candidate((), FixedCascade([[0]], tree=16)),
-        Candidate((2,), FixedCascade([[6, 3], [0, 8]], 3.0)),
+        Candidate((2,), FixedCascade([[6, 3], [0, 8]], 3.0, min_confidence=0.6)),
         Candidate((1,), FixedCascade([[4, 2], [0, 6]], tree=(12, 6), siblings=1)),
         Candidate((1, 2), FixedCascade([[6, 4, 4], [0, 3, 2], [0, 0, 8]])),
     ],
