@@ -17,6 +17,7 @@ from cascade_engine.policy import (
     published,
 )
 
+COMPRESSION: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 FAMILIES = ("llama", "t5")
 
 EXAMPLES = """\
@@ -102,6 +103,12 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8")
     group.add_argument("--threads", type=int, help="default: CASCADE_THREADS or all cores")
     group.add_argument("--max-context", type=int, metavar="N", help="default: the target's own")
+    group.add_argument(
+        "--compress-weights",
+        choices=COMPRESSION,
+        default="auto",
+        help="bfloat16 in 12 bits a number without loss; auto: where it is faster",
+    )
     group.add_argument("--kv-cache-gb", type=float, metavar="GB", help="for all levels together")
 
 

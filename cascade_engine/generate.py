@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from cascade_engine.arguments import kv_cache_bytes, parser, policy, sampling_params
+from cascade_engine.arguments import COMPRESSION, kv_cache_bytes, parser, policy, sampling_params
 from cascade_engine.chat import Message
 from cascade_engine.console import LoadProgress, colour_of, paint, say, summary
 from cascade_engine.demo.family import EXAMPLE_QUESTION, Family, family
@@ -129,6 +129,7 @@ def _load(args: argparse.Namespace, family: Family | None, params: SamplingParam
         kv_cache_bytes=kv_cache_bytes(args),
         reuse_cache=params.n > 1 or args.interactive,
         learn_tokens=args.learn_tokens,
+        compress_weights=COMPRESSION[args.compress_weights],
         progress=None if args.quiet else progress,
     )
     if not args.quiet:

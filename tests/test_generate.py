@@ -125,6 +125,7 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
             ["--dtype", "float8", "x"],
             "'float32', 'bfloat16', 'int8', got 'float8'",
         ),
+        (["--compress-weights", "on", "x"], "is loaded as float32: pass dtype='bfloat16'"),
         (["--chat-format", "morse", "--chat", "x"], "llama-2"),
         (["--prompt-file", "/no/such/file"], "No such file"),
         (["--table", "/no/such/table", "x"], "/no/such/table"),

@@ -100,6 +100,7 @@ class Engine:
         learn_tokens: int = 0,
         drafter: Drafter | None = None,
         drafter_fallback: bool = False,
+        compress_weights: bool | str = "auto",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Engine:
         """Loads a target, its drafts (large to small) and an n-gram table. A draft "self:N" is the
@@ -121,6 +122,8 @@ class Engine:
         later requests: they come sooner and are the same, but how soon tells what was said before
         (`clear_learned`). `drafter` takes the place of the built-in statistics as the last level,
         or, with `drafter_fallback`, goes before them (docs/drafting.md).
+        `compress_weights`: bfloat16 matrices in 12 bits a number without loss, on the CPU; "auto":
+        of models that are faster for it, because the processor's caches do not hold them.
         `progress(model, done, total)` is called as layers are loaded.
 
         Raises ConfigError, CheckpointError, TokenizerError, CapacityError or RequestError.
@@ -136,6 +139,7 @@ class Engine:
             learn_tokens,
             drafter,
             drafter_fallback,
+            compress_weights,
         )
         loaded = load_levels(target, drafts, tables, options, progress)
         return cls(loaded, policy, reuse_cache, prefill_tokens)

@@ -96,6 +96,7 @@ def load_levels(
     if alone and table not in (None, "none"):
         raise RequestError(UNUSED.format(f"tables={str(table)!r}"))
     ngrams = None if alone else _ngram_table(table, tokenizer, vocab_size)
+    compressed = [options.compresses(m.name, m.dtype, m.checkpoint, backend) for m in models]
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
 
@@ -103,12 +104,15 @@ def load_levels(
     last = _last_level(backend, rows, ngrams, vocab_size, options)
     neural: list[NeuralLevel] = []
     lines, weight_bytes = [], 0
-    for model in models:
+    for model, compress in zip(models, compressed, strict=True):
         report = None if progress is None else _per_model(progress, model.name)
-        weights = load_weights(model.checkpoint, model.config, backend, model.dtype, report)
+        weights = load_weights(
+            model.checkpoint, model.config, backend, model.dtype, report, compress
+        )
         weight_bytes += weights.num_bytes()
         lines.append(
             f"{model.name}: {weights.num_bytes() / 1e6:.1f} MB, "
+            f"{'compressed ' if compress else ''}"
             f"{str(model.dtype).removeprefix('torch.')}{model.note}, {backend.isa}, "
             f"{backend.context.threads} threads"
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from cascade_engine.errors import RequestError
 from cascade_engine.levels import Drafter, check_drafter
+from cascade_engine.models.checkpoint import Checkpoint
+from cascade_engine.ops import CpuBackend, CudaBackend
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,6 +41,7 @@ class LoadOptions:
     learn_tokens: int = 0
     drafter: Drafter | None = None
     drafter_fallback: bool = False
+    compress_weights: bool | str = "auto"
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", *DEVICE_DTYPES):
@@ -48,6 +52,7 @@ class LoadOptions:
                 f"dtype must be 'auto' or one of {names}, got {self.dtype!r} for device "
                 f"{self.place!r}"
             )
+        self._check_compression()
         if self.padding not in (None, "left"):
             raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
         for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
@@ -64,6 +69,37 @@ class LoadOptions:
             raise RequestError("drafter_fallback=True is for what a drafter leaves: give a drafter")
         if learnt and self.drafter is not None and not self.drafter_fallback:
             raise RequestError(UNUSED.format(f"learn_tokens={learnt}"))
+
+    def _check_compression(self) -> None:
+        wanted = self.compress_weights
+        if wanted not in ("auto", True, False):
+            raise RequestError(f"compress_weights must be 'auto', True or False, got {wanted!r}")
+        if wanted is True and (self.place != "cpu" or self.dtype not in ("auto", "bfloat16")):
+            raise RequestError(
+                "compress_weights=True is for bfloat16 on the CPU, got "
+                f"dtype={self.dtype!r} on {self.place!r}: leave it out"
+            )
+
+    def compresses(
+        self,
+        model: str,
+        dtype: torch.dtype,
+        checkpoint: Checkpoint,
+        backend: CpuBackend | CudaBackend,
+    ) -> bool:
+        """Whether the matrices of a model, loaded as `dtype`, are to be compressed. Raises
+        RequestError where they are and cannot be."""
+        if self.compress_weights is True and dtype != torch.bfloat16:
+            raise RequestError(
+                f"compress_weights=True is for bfloat16, and {model} is loaded as "
+                f"{str(dtype).removeprefix('torch.')}: pass dtype='bfloat16' or leave it out"
+            )
+        if dtype != torch.bfloat16 or not isinstance(backend, CpuBackend):
+            return False
+        if self.compress_weights == "auto":
+            numbers = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+            return backend.gains_by_compression(dtype.itemsize * numbers)
+        return bool(self.compress_weights)
 
     @property
     def place(self) -> str:

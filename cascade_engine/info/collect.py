@@ -56,10 +56,11 @@ class _Model:
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
     dtype: torch.dtype
+    compressed: bool
     cost: ModelCost | T5Cost
 
     @classmethod
-    def open(cls, path: str, dtype: str) -> _Model:
+    def open(cls, path: str, options: LoadOptions, backend: CpuBackend) -> _Model:
         """Checks the headers against the configuration, and reads nothing else."""
         directory = Path(path)
         config, checkpoint = open_model(directory)
@@ -71,10 +72,13 @@ class _Model:
         stored = config.dtype or STORED_DTYPES[next(iter(checkpoint.bytes_by_dtype()))]
         supported = [DTYPES[name] for name in DEVICE_DTYPES["cpu"]]
         chosen = stored if stored in supported else torch.float32
-        chosen = chosen if dtype == "auto" else DTYPES[dtype]
-        cost = model_cost(config, chosen, ceilings.packed_bytes)
+        chosen = chosen if options.dtype == "auto" else DTYPES[options.dtype]
+        name = directory.resolve().name
+        compressed = options.compresses(name, chosen, checkpoint, backend)
+        packed_bytes = ceilings.compressed_bytes if compressed else ceilings.packed_bytes
+        cost = model_cost(config, chosen, packed_bytes)
         tokenizer = Tokenizer.load(directory)
-        return cls(directory.resolve().name, config, checkpoint, tokenizer, chosen, cost)
+        return cls(name, config, checkpoint, tokenizer, chosen, compressed, cost)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -83,6 +87,7 @@ class _Model:
             "parameters": self.cost.parameters,
             "file_bytes": self.checkpoint.bytes_by_dtype(),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "compressed": self.compressed,
             "loaded_bytes": self.cost.weight_bytes,
             "context": self.config.max_positions,
             "cache_bytes_per_token": self.cost.cache_bytes_per_token,
@@ -100,13 +105,13 @@ def collect(
     cached: int | None = None,
 ) -> dict[str, Any]:
     """All figures, JSON-ready: the first directory is the target. Raises as `Engine.load`."""
-    LoadOptions(dtype=dtype, threads=threads)
+    options = LoadOptions(dtype=dtype, threads=threads)
     if cached is not None and cached < 0:
         raise RequestError(f"--cached must be >= 0, got {cached}")
-    models = [_Model.open(path, dtype) for path in directories]
+    backend = CpuBackend(threads)
+    models = [_Model.open(path, options, backend) for path in directories]
     shortest = min(model.config.max_positions for model in models)
     cached = min(512, max(0, shortest - max(WIDTHS))) if cached is None else cached
-    backend = CpuBackend(threads)
     rates = {dtype: ceilings.multiply_rate(backend, dtype) for dtype in {m.dtype for m in models}}
     facts = []
     for model in models:

@@ -32,7 +32,8 @@ def _models(report: dict[str, Any]) -> str:
                 model["name"],
                 f"{model['parameters']:,}",
                 files,
-                f"{_size(model['loaded_bytes'])} {model['dtype']}",
+                f"{_size(model['loaded_bytes'])} {'compressed ' * model['compressed']}"
+                f"{model['dtype']}",
                 _size(model["cache_bytes_per_token"]),
                 f"{model['context']:,}",
                 _size(model["cache_bytes_full"]),

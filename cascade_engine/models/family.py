@@ -45,9 +45,10 @@ def load_weights(
     backend: CpuBackend | CudaBackend,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
+    compress: bool = False,
 ) -> ModelWeights:
-    """The weights in the backend's layout; `progress(done, total)` counts layers. Raises
-    CheckpointError."""
+    """The weights in the backend's layout; `progress(done, total)` counts layers. `compress`: see
+    `CpuBackend.compress`. Raises CheckpointError."""
     if isinstance(config, T5Config):
-        return t5.load_weights(checkpoint, config, backend, dtype, progress)
-    return llama.load_weights(checkpoint, config, backend, dtype, progress)
+        return t5.load_weights(checkpoint, config, backend, dtype, progress, compress)
+    return llama.load_weights(checkpoint, config, backend, dtype, progress, compress)

@@ -79,11 +79,17 @@ class Loader:
     """Moves tensors from a checkpoint into the backend's layout, one at a time."""
 
     def __init__(
-        self, checkpoint: Checkpoint, backend: CpuBackend | CudaBackend, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        backend: CpuBackend | CudaBackend,
+        dtype: torch.dtype,
+        compress: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.backend = backend
         self.dtype = dtype
+        self.compressor = backend if compress and isinstance(backend, CpuBackend) else None
+        assert self.compressor is not None or not compress
 
     def vector(self, name: str) -> torch.Tensor:
         vector = self.checkpoint.tensor(name).to(torch.float32, copy=True)
@@ -95,18 +101,20 @@ class Loader:
         rows = [shapes[f"{name}.weight"][0] for name in names]
         k = shapes[f"{names[0]}.weight"][1]
         biased = f"{names[0]}.bias" in shapes
-        packed = self.backend.empty_linear(sum(rows), k, self.dtype, bias=biased)
+        backend, compressor = self.backend, self.compressor
+        make = backend.empty_linear if compressor is None else compressor.staged_linear
+        packed = make(sum(rows), k, self.dtype, bias=biased)
         first = 0
         for name, count in zip(names, rows, strict=True):
             for start, rows_part in self.checkpoint.slices(f"{name}.weight"):
                 try:
-                    self.backend.fill_linear(packed, rows_part, first + start)
+                    backend.fill_linear(packed, rows_part, first + start)
                 except ValueError as error:
                     raise CheckpointError(f"{name}.weight: {error}") from None
             if packed.bias is not None:
                 packed.bias[first : first + count] = self.vector(f"{name}.bias")
             first += count
-        return packed
+        return packed if compressor is None else compressor.compress(packed)
 
     def layer(self, i: int, shapes: dict[str, tuple[int, ...]]) -> LlamaLayer:
         prefix = f"model.layers.{i}"
@@ -127,15 +135,16 @@ def load_weights(
     backend: CpuBackend | CudaBackend,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
+    compress: bool = False,
 ) -> LlamaWeights:
     """Checks that the checkpoint holds exactly what `config` implies, then packs it.
 
-    `progress(done, total)` counts layers. Raises CheckpointError for missing, unknown or misshapen
-    tensors.
+    `progress(done, total)` counts layers. `compress`: see `CpuBackend.compress`. Raises
+    CheckpointError for missing, unknown or misshapen tensors.
     """
     shapes = config.tensor_shapes()
     checkpoint.expect(shapes, config.tied_tensors())
-    loader = Loader(checkpoint, backend, dtype)
+    loader = Loader(checkpoint, backend, dtype, compress)
     embedding: torch.Tensor | LinearWeight
     if config.tie_word_embeddings:
         embedding = head = loader.linear(["model.embed_tokens"], shapes)

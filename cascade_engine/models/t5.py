@@ -101,8 +101,9 @@ class _T5Loader(Loader):
         config: T5Config,
         backend: CpuBackend | CudaBackend,
         dtype: torch.dtype,
+        compress: bool,
     ) -> None:
-        super().__init__(checkpoint, backend, dtype)
+        super().__init__(checkpoint, backend, dtype, compress)
         self.config = config
         self.shapes = config.tensor_shapes()
 
@@ -162,14 +163,16 @@ def load_weights(
     backend: CpuBackend | CudaBackend,
     dtype: torch.dtype,
     progress: Callable[[int, int], None] | None = None,
+    compress: bool = False,
 ) -> T5Weights:
     """Checks that the checkpoint holds exactly what `config` implies, then packs it.
 
-    `progress(done, total)` counts layers of both stacks. Raises CheckpointError for missing,
-    unknown or misshapen tensors, and for float16 tensors of version 1.1.
+    `progress(done, total)` counts layers of both stacks. `compress`: see `CpuBackend.compress`.
+    Raises CheckpointError for missing, unknown or misshapen tensors, and for float16 tensors of
+    version 1.1.
     """
     check_tensors(checkpoint, config)
-    loader = _T5Loader(checkpoint, config, backend, dtype)
+    loader = _T5Loader(checkpoint, config, backend, dtype, compress)
     embedding, head = loader.embedding_and_head()
     total = config.num_encoder_layers + config.num_layers
     report = progress or (lambda done, total: None)

@@ -35,6 +35,13 @@ def packed_bytes(n: int, k: int, dtype: torch.dtype) -> int:
     return elements * dtype.itemsize + 4 * scale_count(n, dtype)
 
 
+def compressed_bytes(n: int, k: int, dtype: torch.dtype) -> int:
+    """As `packed_bytes`, of bfloat16 compressed (see `CpuBackend.compress`), but for the few
+    numbers that stand apart."""
+    per_block = 16 + 4 + 4  # its table, where its exceptions are, and their end
+    return int(_C.packed_elements(n, k, _C.DType.coded)) + per_block * -(-n // _C.BLOCK_COLUMNS)
+
+
 def read_bandwidth(backend: CpuBackend, size: int = READ_BYTES) -> Measurement:
     """Bytes read per second over and over from `size` bytes, by all threads of the backend."""
     data = Arena().zeros([max(1, size // 4)], torch.float32).fill_(1)

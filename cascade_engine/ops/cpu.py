@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ SOURCE_DTYPE = {
     torch.bfloat16: _C.SourceDType.bf16,
     torch.float16: _C.SourceDType.f16,
 }
+MAX_EXCEPTIONS = 1e-3
+"""Of the elements of a compressed weight: each costs time of its own."""
 
 
 def activation_dtype(weights: torch.dtype) -> torch.dtype:
@@ -52,7 +55,8 @@ class PackedTiles:
 @dataclass(frozen=True)
 class LinearWeight:
     """A weight `[n, k]` in the packed layout of csrc/include/ce/types.h (or, with PackedTiles, of
-    ce/cuda_kernels.h), with its bias `[n]`; in int8 with the scale of each row, `[n, padded]`."""
+    ce/cuda_kernels.h), with its bias `[n]`; in int8 with the scale of each row, `[n, padded]`.
+    Compressed bfloat16 is memory of uint8."""
 
     handle: Any
     memory: torch.Tensor
@@ -72,17 +76,32 @@ def unpack_linear(weight: LinearWeight) -> torch.Tensor:
         if weight.handle.gated:
             dense = dense.view(n // 16, 2, 8, k).transpose(0, 1).reshape(n, k)
         return dense
-    if weight.memory.dtype == torch.float32:
-        blocks = weight.memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
+    memory = weight.memory
+    if memory.dtype == torch.uint8:
+        memory = torch.zeros(_C.packed_elements(n, k, _C.DType.bf16), dtype=torch.bfloat16)
+        _C.decode(weight.handle, memory.data_ptr())
+    if memory.dtype == torch.float32:
+        blocks = memory.view(-1, k, _C.BLOCK_COLUMNS).transpose(1, 2)
     else:
-        if weight.memory.dtype == torch.int8:
-            halves = weight.memory.view(-1, (k + 1) // 2, 2, 2, _C.BLOCK_COLUMNS // 2)
+        if memory.dtype == torch.int8:
+            halves = memory.view(-1, (k + 1) // 2, 2, 2, _C.BLOCK_COLUMNS // 2)
             pairs = halves.permute(0, 2, 4, 1, 3)
         else:
-            pairs = weight.memory.view(-1, (k + 1) // 2, _C.BLOCK_COLUMNS, 2).transpose(1, 2)
+            pairs = memory.view(-1, (k + 1) // 2, _C.BLOCK_COLUMNS, 2).transpose(1, 2)
         blocks = pairs.reshape(-1, _C.BLOCK_COLUMNS, (k + 1) // 2 * 2)
     dense = blocks.reshape(-1, blocks.shape[-1])[:n, :k]
     return dense if weight.scales is None else dense * weight.scales[:n, None].double()
+
+
+def last_level_cache() -> int:
+    """Bytes of the processor's largest cache; where the system does not say, those of a common
+    one."""
+    for level in (3, 2):
+        with contextlib.suppress(OSError, ValueError):
+            size = os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE")
+            if size > 0:
+                return size
+    return 32 << 20
 
 
 def read_matrix(address: int, rows: int, cols: int, dtype: torch.dtype) -> torch.Tensor:
@@ -136,10 +155,19 @@ class CpuBackend:
 
     def empty_linear(self, n: int, k: int, dtype: torch.dtype, bias: bool = False) -> LinearWeight:
         """A packed weight of zeros, to be filled with `fill_linear`."""
+        return self._empty_linear(self.arena, n, k, dtype, bias)
+
+    def staged_linear(self, n: int, k: int, dtype: torch.dtype, bias: bool = False) -> LinearWeight:
+        """As `empty_linear`, for a weight that only `compress` reads: its memory goes with it."""
+        return self._empty_linear(Arena(), n, k, dtype, bias)
+
+    def _empty_linear(
+        self, arena: Arena, n: int, k: int, dtype: torch.dtype, bias: bool
+    ) -> LinearWeight:
         native = NATIVE_DTYPE[dtype]
-        memory = self.arena.zeros([_C.packed_elements(n, k, native)], dtype)
+        memory = arena.zeros([_C.packed_elements(n, k, native)], dtype)
         count = scale_count(n, dtype)
-        scales = self.arena.zeros([count], torch.float32) if count else None
+        scales = arena.zeros([count], torch.float32) if count else None
         address = 0 if scales is None else scales.data_ptr()
         handle = _C.PackedMatrix(memory.data_ptr(), native, n, k, address)
         return LinearWeight(handle, memory, torch.zeros(n) if bias else None, scales)
@@ -152,6 +180,24 @@ class CpuBackend:
             raise ValueError(f"rows of {rows.shape[1]} columns do not fit k = {weight.handle.k}")
         source = SOURCE_DTYPE[rows.dtype]
         _C.pack_rows(self.context, rows.data_ptr(), source, rows.shape[0], weight.handle, first_row)
+
+    def gains_by_compression(self, weight_bytes: int) -> bool:
+        """Whether a model of so many bytes of bfloat16 is faster compressed: it is read from memory
+        each time, and decoded as fast as it comes."""
+        return self.isa.startswith("avx512") and weight_bytes > last_level_cache()
+
+    def compress(self, weight: LinearWeight) -> LinearWeight:
+        """A packed bfloat16 weight without loss in three quarters of its memory; a copy as it is
+        where its numbers are spread too far for that (see `MAX_EXCEPTIONS`)."""
+        n, k = weight.shape
+        coding = _C.Coding(self.context, weight.handle) if k <= _C.MAX_CODED_COLUMNS else None
+        if coding is None or coding.exceptions > MAX_EXCEPTIONS * weight.memory.numel():
+            plain = self.empty_linear(n, k, weight.memory.dtype)
+            plain.memory.copy_(weight.memory)
+            return replace(plain, bias=weight.bias)
+        memory = self.arena.zeros([coding.num_bytes], torch.uint8)
+        handle = coding.write(self.context, memory.data_ptr())
+        return LinearWeight(handle, memory, weight.bias)
 
     def pack_linear(
         self, weight: torch.Tensor, dtype: torch.dtype, bias: torch.Tensor | None = None

@@ -1,6 +1,7 @@
 // The CPU context, weight packing, and benchmarks' bandwidth ceiling.
 #include "bindings/bindings.h"
 #include "ce/check.h"
+#include "ce/coding.h"
 
 namespace py = pybind11;
 
@@ -23,7 +24,8 @@ void bind_kernels(py::module_& m) {
   py::enum_<DType>(m, "DType")
       .value("f32", DType::f32)
       .value("bf16", DType::bf16)
-      .value("i8", DType::i8);
+      .value("i8", DType::i8)
+      .value("coded", DType::coded);
   py::enum_<SourceDType>(m, "SourceDType")
       .value("f32", SourceDType::f32)
       .value("bf16", SourceDType::bf16)
@@ -31,6 +33,7 @@ void bind_kernels(py::module_& m) {
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.attr("ATTENTION_CHUNK") = kAttentionChunk;
   m.attr("BLOCK_COLUMNS") = kBlockColumns;
+  m.attr("MAX_CODED_COLUMNS") = kMaxCodedColumns;
 
   py::class_<CpuContext>(m, "CpuContext", "Worker threads and the kernels of one instruction set.")
       .def(py::init([](int threads, const std::string& isa) {
@@ -45,6 +48,7 @@ void bind_kernels(py::module_& m) {
       .def(py::init([](std::uintptr_t data, DType dtype, int64_t n, int64_t k,
                        std::uintptr_t scales) {
              CE_CHECK(n > 0 && k > 0, "a packed matrix needs n > 0 and k > 0, got ", n, " x ", k);
+             CE_CHECK(dtype != DType::coded, "a coded matrix is what Coding.write returns");
              CE_CHECK((dtype == DType::i8) == (scales != 0),
                       "a packed matrix has scales when it is i8, and only then");
              return PackedMatrix{pointer<void>(data), dtype, n, k, pointer<float>(scales)};
@@ -64,6 +68,30 @@ void bind_kernels(py::module_& m) {
       py::arg("context"), py::arg("source"), py::arg("source_dtype"), py::arg("rows"),
       py::arg("target"), py::arg("first_row"), py::call_guard<py::gil_scoped_release>(),
       "Copies rows of a row-major [rows, k] matrix into a packed matrix from first_row on.");
+  py::class_<Coding>(m, "Coding",
+                     "A packed bf16 matrix without loss in 12 bits an element. Borrows the matrix "
+                     "until it is written.")
+      .def(py::init([](CpuContext& c, const PackedMatrix& plain) {
+             const py::gil_scoped_release release;
+             return std::make_unique<Coding>(plain, c.pool);
+           }),
+           py::arg("context"), py::arg("plain"))
+      .def_property_readonly("num_bytes", &Coding::num_bytes)
+      .def_property_readonly("exceptions", &Coding::exceptions,
+                             "Elements whose high byte their block's table lacks.")
+      .def(
+          "write",
+          [](const Coding& coding, CpuContext& c, std::uintptr_t memory) {
+            return coding.write(pointer<void>(memory), c.pool);
+          },
+          py::arg("context"), py::arg("memory"), py::call_guard<py::gil_scoped_release>(),
+          "Writes num_bytes to 64-byte aligned memory, which the returned matrix borrows.");
+  m.def(
+      "decode",
+      [](const PackedMatrix& coded, std::uintptr_t memory) {
+        decode(coded, pointer<bf16>(memory));
+      },
+      py::arg("coded"), py::arg("memory"), "The packed bf16 matrix of a coded one.");
   m.def(
       "stream",
       [](CpuContext& c, std::uintptr_t data, int64_t count) {

@@ -20,8 +20,27 @@ void dense_row(const EmbeddingArgs& args, int64_t id, float* out) {
   for (int64_t i = 0; i < k; ++i) out[i] = to_float(row[i]);
 }
 
+void coded_row(const EmbeddingArgs& args, int64_t id, float* out) {
+  const PackedMatrix& table = args.table;
+  const int64_t block = id / kBlockColumns, column = id % kBlockColumns;
+  const uint8_t* in =
+      static_cast<const uint8_t*>(table.data) + block * coded_units(table.k) * kUnitBytes;
+  const uint8_t* high_bytes = table.coded.tables + 16 * block;
+  const uint32_t* exception = table.coded.exceptions + table.coded.first[block];
+  for (int64_t i = 0; i < table.k; ++i) {
+    const int64_t place = coded_place(column, i), at = place % kUnitPlaces;
+    const uint8_t* unit = in + place / kUnitPlaces * kUnitBytes;
+    const int code = unit[kUnitPlaces + at % 64] >> (at / 64 * 4) & 15;
+    while (*exception >> 8 < place) ++exception;
+    const bool listed = *exception >> 8 == place;
+    const uint32_t high = listed ? *exception & 255u : high_bytes[code];
+    out[i] = to_float(bf16{static_cast<uint16_t>(high << 8 | unit[at])});
+  }
+}
+
 void packed_row(const EmbeddingArgs& args, int64_t id, float* out) {
   const int64_t k = args.table.k;
+  if (args.table.dtype == DType::coded) return coded_row(args, id, out);
   const int64_t block = id / kBlockColumns, column = id % kBlockColumns;
   if (args.table.dtype == DType::f32) {
     const float* in =

@@ -22,7 +22,8 @@ constexpr int64_t kPiecesPerWorker = 3;
 constexpr int64_t kCachedBytes = 1 << 20;
 
 static Mode mode_of(DType weights) {
-  return weights == DType::f32 ? Mode::f32 : weights == DType::bf16 ? Mode::pairs : Mode::bytes;
+  constexpr Mode kModes[] = {Mode::f32, Mode::pairs, Mode::bytes, Mode::coded};  // by DType
+  return kModes[static_cast<int>(weights)];
 }
 
 // How the rows of a call are cut into tiles: `count` tiles, the first `longer` of them one row
@@ -154,14 +155,19 @@ static void finish(const LinearArgs& args, int64_t block, int64_t row, int64_t r
   }
 }
 
-// All rows of one block. Where several tiles share a slab of i8, the first widens it for the
-// others.
+// All rows of one block. Where several tiles share a slab of i8 or of coded weights, the first
+// widens it for the others.
 static void run_block(const Call& call, int64_t block) {
-  const Mode stored = mode_of(call.args.w.dtype);
+  const PackedMatrix& matrix = call.args.w;
+  const Mode stored = mode_of(matrix.dtype);
   const Tiling& tiling = call.tiling;
-  const bool widen = stored == Mode::bytes && tiling.count > 1;
+  const bool widen = (stored == Mode::bytes || stored == Mode::coded) && tiling.count > 1;
+  const Mode first_mode = stored == Mode::bytes && widen ? Mode::widening : stored;
   const int64_t step_size = step_bytes(stored);
-  const char* w = static_cast<const char*>(call.args.w.data) + block * call.steps * step_size;
+  const int64_t steps_kept = stored == Mode::coded ? 2 * coded_units(matrix.k) : call.steps;
+  const char* w = static_cast<const char*>(matrix.data) + block * steps_kept * step_size;
+  const bool coded = stored == Mode::coded;
+  const uint8_t* table = coded ? matrix.coded.tables + 16 * block : nullptr;
   alignas(64) float sums[kGroupRows * kBlockColumns];
   alignas(64) char wide[kLinearSlab * step_bytes(Mode::pairs)];
   const bool alone = call.args.rows <= kWholeRows;
@@ -171,6 +177,8 @@ static void run_block(const Call& call, int64_t block) {
   for (int64_t begin = 0; begin < tiling.count; begin += kGroupTiles) {
     const int64_t end = begin + kGroupTiles < tiling.count ? begin + kGroupTiles : tiling.count;
     const int64_t first_row = tiling.first_row(begin);
+    const uint32_t* exceptions =
+        coded ? matrix.coded.exceptions + matrix.coded.first[block] : nullptr;
     for (int64_t step = 0; step < call.steps; step += kLinearSlab) {
       const int64_t steps = call.steps - step < kLinearSlab ? call.steps - step : kLinearSlab;
       const char* slab = w + step * step_size;
@@ -178,18 +186,20 @@ static void run_block(const Call& call, int64_t block) {
         const int64_t rows = tiling.rows(t), row = tiling.first_row(t);
         const float* x = call.x + (row * call.steps + step * rows) * call.lanes;
         const bool widened = widen && t > begin;
-        const Mode mode = !widen ? stored : widened ? Mode::pairs : Mode::widening;
-        const TileTable& table = kTiles[static_cast<int>(mode)];
+        const Mode mode = widened ? Mode::pairs : first_mode;
+        const TileTable& tiles = kTiles[static_cast<int>(mode)];
         // What is read once is fetched to the first cache, what is read again to the second.
-        const bool own = alone || mode == Mode::widening;
+        const bool own = alone || widens(mode);
         const char* fetch = own ? slab + kPrefetchBytes
                             : !widen && t - begin < fetchers
                                 ? slab + steps * (step_size + 64 * (t - begin))
                                 : slab;
-        const TileFunction run = own ? table.alone[rows] : table.shared[rows];
+        const TileFunction run = own ? tiles.alone[rows] : tiles.shared[rows];
         run({widened ? wide : slab, x, steps, sums + (row - first_row) * kBlockColumns, step == 0,
-             fetch, wide});
+             fetch, wide, table, static_cast<uint32_t>(step / 2), exceptions});
       }
+      if (coded)
+        while (unit_of(*exceptions) < (step + steps) / 2) ++exceptions;
     }
     finish(call.args, block, first_row, tiling.first_row(end) - first_row, sums);
   }

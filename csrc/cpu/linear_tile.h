@@ -11,13 +11,14 @@ namespace {
 // One step of a chain is 4 bytes of x per row: one f32 element, or a pair of bf16 (two f32 after
 // widening, the odd one first). A step of W is 32 columns of that, for i8 at a byte an element.
 
-// Most rows of a tile, and of a tile whose sums of both halves of a block fit the registers.
+// Most rows of a tile, of a tile whose sums of both halves of a block fit the registers, and of one
+// that decodes weights meanwhile.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 14, kWholeRows = 14;
+constexpr int kTileRows = 14, kWholeRows = 14, kDecodingRows = 14;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 6, kWholeRows = 2;
+constexpr int kTileRows = 6, kWholeRows = 2, kDecodingRows = 1;
 #else
-constexpr int kTileRows = 1, kWholeRows = 1;
+constexpr int kTileRows = 1, kWholeRows = 1, kDecodingRows = 1;
 #endif
 
 #if defined(__AVX512BF16__)
@@ -26,11 +27,17 @@ constexpr bool kNativePairs = true;
 constexpr bool kNativePairs = false;
 #endif
 
-// Weights of a step: a float, a pair of bf16, a pair of i8; the last also written as a pair of
-// bf16, for the tiles after this one.
-enum class Mode { f32, pairs, bytes, widening };
+// Weights of a step: a float, a pair of bf16, a pair of i8; coded pairs and (where widening) those
+// of i8 are also written as pairs of bf16, for the tiles after this one.
+enum class Mode { f32, pairs, bytes, widening, coded };
+constexpr int kPairsBytes = 128;
 constexpr int step_bytes(Mode mode) {
-  return mode == Mode::bytes || mode == Mode::widening ? 64 : 128;
+  return mode == Mode::bytes || mode == Mode::widening ? 64
+         : mode == Mode::coded                         ? kUnitBytes / 2
+                                                       : kPairsBytes;
+}
+constexpr bool widens(Mode mode) {
+  return mode == Mode::widening || mode == Mode::coded;
 }
 // Floats of x per step and row: pairs are widened where the machine does not multiply them.
 constexpr int lanes_per_step(Mode mode) {
@@ -44,8 +51,22 @@ struct TileArgs {
   float* sums;           // [rows][32]
   bool first;            // the first slab: sums hold nothing yet
   const char* prefetch;  // what to fetch meanwhile, see Prefetch
-  char* wide;            // [steps][32] pairs that Mode::widening writes
+  char* wide;            // [steps][32] pairs, written by the modes that widen
+  // Of Mode::coded: the block's table, the slab's first unit in the block, and the exceptions from
+  // there on.
+  const uint8_t* table;
+  uint32_t first_unit;
+  const uint32_t* exceptions;
 };
+
+// Where the low byte of a place is among the pairs of its unit.
+constexpr uint32_t wide_byte(uint32_t place) {
+  return place / 64 * kPairsBytes + place / 8 % 2 * 64 + place % 64 / 16 * 16 + place % 8 * 2;
+}
+// The unit of an exception; of kNoPlace more than any.
+constexpr uint32_t unit_of(uint32_t exception) {
+  return (exception >> 8) / kUnitPlaces;
+}
 
 // own: the stream that this tile reads, further on, to the first cache. next: one line a step of
 // the slab to come, to the second cache, because this slab still fills the first.
@@ -129,6 +150,50 @@ static inline void store_pairs(char* out, f32x16 even, f32x16 odd) {
 }
 #endif
 
+// One unit of coded weights to its two steps of 32 pairs.
+#if defined(__AVX512F__)
+static inline void decode_unit(const char* unit, const uint8_t* table, char* wide) {
+  const __m512i high_bytes =
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const __m512i codes = _mm512_loadu_si512(unit + 128), mask = _mm512_set1_epi8(15);
+  for (int step = 0; step < 2; ++step) {
+    const __m512i code = step == 0 ? codes : _mm512_srli_epi16(codes, 4);
+    const __m512i high = _mm512_shuffle_epi8(high_bytes, _mm512_and_si512(code, mask));
+    const __m512i low = _mm512_loadu_si512(unit + 64 * step);
+    _mm512_storeu_si512(wide + 128 * step, _mm512_unpacklo_epi8(low, high));
+    _mm512_storeu_si512(wide + 128 * step + 64, _mm512_unpackhi_epi8(low, high));
+  }
+}
+#elif defined(__AVX2__)
+static inline void decode_unit(const char* unit, const uint8_t* table, char* wide) {
+  const __m256i high_bytes =
+      _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const __m256i mask = _mm256_set1_epi8(15);
+  const auto store = [](char* p, __m256i v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+  };
+  for (int half = 0; half < 64; half += 32) {
+    const __m256i codes = load_half(unit + 128 + half);
+    for (int step = 0; step < 2; ++step) {
+      const __m256i code = step == 0 ? codes : _mm256_srli_epi16(codes, 4);
+      const __m256i high = _mm256_shuffle_epi8(high_bytes, _mm256_and_si256(code, mask));
+      const __m256i low = load_half(unit + 64 * step + half);
+      store(wide + 128 * step + half, _mm256_unpacklo_epi8(low, high));
+      store(wide + 128 * step + 64 + half, _mm256_unpackhi_epi8(low, high));
+    }
+  }
+}
+#else
+static inline void decode_unit(const char* unit, const uint8_t* table, char* wide) {
+  for (uint32_t place = 0; place < kUnitPlaces; ++place) {
+    const int code = static_cast<uint8_t>(unit[128 + place % 64]) >> (place / 64 * 4) & 15;
+    char* out = wide + wide_byte(place);
+    out[0] = unit[place];
+    out[1] = static_cast<char>(table[code]);
+  }
+}
+#endif
+
 static inline const float* floats(const char* p) {
   return reinterpret_cast<const float*>(p);
 }
@@ -183,6 +248,56 @@ static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x, 
   }
 }
 
+// Walks down a coded slab.
+struct Decoder {
+  const char* coded;
+  const char* ahead;
+  const uint8_t* table;
+  const uint32_t* exception;
+  uint32_t unit;
+  char* wide;
+
+  explicit Decoder(const TileArgs& args)
+      : coded(args.w),
+        ahead(args.prefetch),
+        table(args.table),
+        exception(args.exceptions),
+        unit(args.first_unit),
+        wide(args.wide) {}
+
+  void next() {
+    // Past the second cache: coded weights are those that no cache keeps until the next pass.
+    for (int line = 0; line < kUnitBytes; line += 64) __builtin_prefetch(ahead + line, 0, 0);
+    decode_unit(coded, table, wide);
+    for (; unit_of(*exception) == unit; ++exception)
+      wide[wide_byte(*exception >> 8 & (kUnitPlaces - 1)) + 1] = static_cast<char>(*exception);
+    ahead += kUnitBytes;
+    coded += kUnitBytes;
+    wide += 2 * kPairsBytes;
+    ++unit;
+  }
+};
+
+// Adds one coded slab for R rows. The pairs go through memory, so that an exception is a byte
+// written there. Where sums leave no registers for it, the slab is decoded beforehand.
+template <int R, int V>
+static inline void add_coded(f32x16 (&sum)[R][V], const TileArgs& args, int first) {
+  constexpr int kStride = R * lanes_per_step(Mode::pairs);
+  Decoder decoder(args);
+  if (R > kDecodingRows && first == 0)
+    for (int64_t step = 0; step < args.steps; step += 2) decoder.next();
+  const char* wide = args.wide + 64 * first;
+  const float* x = args.x;
+  for (int64_t step = 0; step < args.steps; step += 2) {
+    if (R <= kDecodingRows && first == 0) decoder.next();
+    add_step<R, V, Mode::pairs>(sum, wide, x, nullptr);
+    if (step + 1 < args.steps)
+      add_step<R, V, Mode::pairs>(sum, wide + kPairsBytes, x + kStride, nullptr);
+    wide += 2 * kPairsBytes;
+    x += 2 * kStride;
+  }
+}
+
 // Adds one slab of one block for R rows, V vectors of columns at a time.
 template <int R, Mode kMode, Prefetch kPrefetch>
 static void tile(const TileArgs& args) {
@@ -196,7 +311,8 @@ static void tile(const TileArgs& args) {
     const char* ahead = args.prefetch + first * args.steps * 64;
     const float* x = args.x;
     char* wide = args.wide + 64 * first;
-    for (int64_t step = 0; step < args.steps; ++step) {
+    if constexpr (kMode == Mode::coded) add_coded<R, V>(sum, args, first);
+    for (int64_t step = 0; kMode != Mode::coded && step < args.steps; ++step) {
       if constexpr (kPrefetch == Prefetch::own)
         for (int line = 0; line < V * kStep / 2; line += 64) __builtin_prefetch(ahead + line, 0, 3);
       else
@@ -236,7 +352,8 @@ static constexpr TileTable make_table() {
   return table;
 }
 constexpr TileTable kTiles[] = {make_table<Mode::f32>(), make_table<Mode::pairs>(),
-                                make_table<Mode::bytes>(), make_table<Mode::widening>()};
+                                make_table<Mode::bytes>(), make_table<Mode::widening>(),
+                                make_table<Mode::coded>()};
 
 }  // namespace
 }  // namespace ce::CE_ISA

@@ -31,7 +31,7 @@ Program::Program(ThreadPool& pool, const Kernels& kernels) : pool_(pool), kernel
 
 int Program::buffer(DType dtype, int64_t cols, bool per_logit) {
   CE_CHECK(cols > 0, "a buffer needs cols > 0, got ", cols);
-  CE_CHECK(dtype != DType::i8, "a buffer is f32 or bf16, not i8");
+  CE_CHECK(dtype == activation_dtype(dtype), "a buffer is f32 or bf16, not i8");
   buffers_.push_back({dtype, cols, per_logit, {}, nullptr});
   return static_cast<int>(buffers_.size()) - 1;
 }
@@ -62,7 +62,8 @@ void Program::check_every_row(int id, const char* what) const {
 void Program::embedding(int out, const PackedMatrix& table, bool packed) {
   checked(out, DType::f32, table.k, "embedding out");
   check_every_row(out, "embedding");
-  CE_CHECK(packed || table.dtype != DType::i8, "embedding: an i8 table must be packed");
+  CE_CHECK(packed || table.dtype == activation_dtype(table.dtype),
+           "embedding: an i8 table must be packed, and so must a coded one");
   steps_.push_back([=, this] {
     ce::embedding({ids_.data(), static_cast<int64_t>(ids_.size()), table, packed, data_f32(out)},
                   pool_);

@@ -160,6 +160,7 @@ MISFITS: list[tuple[Any, str]] = [
     (lambda r, p: p.linear(r.x8, r.x8, r.w8i.handle), "linear x: .* another dtype"),
     (lambda r, p: p.embedding(r.x8, r.w8i.handle, False), "an i8 table must be packed"),
     (lambda r, p: p.buffer(_C.DType.i8, 8), "a buffer is f32 or bf16, not i8"),
+    (lambda r, p: p.buffer(_C.DType.coded, 8), "a buffer is f32 or bf16"),
     (lambda r, p: CacheLayer(r.norm, r.norm, _C.DType.i8, 1, 4), "f32 or bf16, not i8"),
     (lambda r, p: _C.PackedMatrix(r.norm, _C.DType.i8, 8, 8), "has scales when it is i8"),
     (lambda r, p: _C.PackedMatrix(r.norm, _C.DType.f32, 8, 8, r.norm), "and only then"),

@@ -12,8 +12,8 @@
 
 namespace ce {
 
-// i8 is for packed weights alone: their activations and caches are bf16.
-enum class DType : int32_t { f32 = 0, bf16 = 1, i8 = 2 };
+// i8 and coded are for packed weights alone: their activations and caches are bf16.
+enum class DType : int32_t { f32 = 0, bf16 = 1, i8 = 2, coded = 3 };
 
 // Element types of checkpoints; kernels compute on DType only.
 enum class SourceDType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
@@ -23,7 +23,7 @@ inline constexpr int dtype_size(DType dtype) {
 }
 // What weights of a dtype are multiplied with.
 inline constexpr DType activation_dtype(DType weights) {
-  return weights == DType::i8 ? DType::bf16 : weights;
+  return weights == DType::f32 ? DType::f32 : DType::bf16;
 }
 
 // bfloat16 as bits; conversions are in bf16.h.
@@ -38,11 +38,39 @@ inline constexpr int kPageTokens = 16;
 // Positions whose attention partial is computed in one go and merged in ascending order.
 inline constexpr int kAttentionChunk = 256;
 
+// The weights of a model lie within few powers of two, so that the high bytes of bf16 (sign and
+// seven bits of the exponent) are nearly always among a few: a code of four bits says which.
+//   data: [ceil(n / 32)][ceil(k / 4)] units of four k of a block, each [2][64] low bytes, then [64]
+//   codes: byte p has the code of low byte p in its low half and of low byte 64 + p in its high
+//   one.
+// coded_place() says which element lies where: interleaving low and high bytes within 16 bytes
+// gives the pairs of 16 columns. A code is an entry of the block's table. Where an element's high
+// byte is not in it, the code means nothing and an exception has the byte.
+struct CodedBytes {
+  const uint8_t* tables = nullptr;       // [blocks][16] high bytes
+  const uint32_t* exceptions = nullptr;  // place << 8 | high byte, ascending, kNoPlace behind each
+                                         // block's
+  const uint32_t* first = nullptr;       // [blocks] where a block's exceptions begin
+};
+inline constexpr int kUnitPlaces = 128, kUnitBytes = 192;
+inline constexpr uint32_t kNoPlace = ~0u;
+inline constexpr int64_t kMaxCodedColumns = 1 << 18;  // for places of 23 bits
+
+inline constexpr int64_t coded_units(int64_t k) {
+  return (k + 3) / 4;
+}
+// Of column `column` (0..31) of a block at `i` of k: unit, step and low byte, counted through.
+inline constexpr int64_t coded_place(int64_t column, int64_t i) {
+  return i / 4 * kUnitPlaces + i / 2 % 2 * 64 + column % 16 / 4 * 16 + column / 16 * 8 +
+         column % 4 * 2 + i % 2;
+}
+
 // A weight matrix W [n, k] (y = x W^T) in the layout that `linear` streams, blocks of 32 outputs:
 //   f32:  [ceil(n / 32)][k][32]               element (b, i, c)    = W[32 b + c][i]
 //   bf16: [ceil(n / 32)][ceil(k / 2)][32][2]  element (b, i, c, j) = W[32 b + c][2 i + j]
 //   i8:   [ceil(n / 32)][ceil(k / 2)][2][2][16], integers -127..127:
 //         element (b, i, h, j, c) times scales[r] = W[r][2 i + j], r = 32 b + 16 h + c
+//   coded: bf16 without loss in 12 bits an element, see CodedBytes
 // Entries past n or k are zero.
 struct PackedMatrix {
   const void* data = nullptr;
@@ -50,10 +78,17 @@ struct PackedMatrix {
   int64_t n = 0;
   int64_t k = 0;
   float* scales = nullptr;  // i8: [n rounded up to 32]
+  CodedBytes coded = {};    // coded: what `data` lacks
 };
 
+inline constexpr int64_t packed_blocks(int64_t n) {
+  return (n + kBlockColumns - 1) / kBlockColumns;
+}
+
+// Elements of `data`; of coded, bytes.
 inline constexpr int64_t packed_elements(int64_t n, int64_t k, DType dtype) {
-  const int64_t blocks = (n + kBlockColumns - 1) / kBlockColumns;
+  const int64_t blocks = packed_blocks(n);
+  if (dtype == DType::coded) return blocks * coded_units(k) * kUnitBytes;
   return blocks * kBlockColumns * (dtype == DType::f32 ? k : (k + 1) / 2 * 2);
 }
 
