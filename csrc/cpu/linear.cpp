@@ -247,7 +247,7 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
   const int64_t blocks = (args.w.n + kBlockColumns - 1) / kBlockColumns;
   const int64_t pieces = kPiecesPerWorker * pool.size();
   const int64_t kept = blocks * call.steps * step_bytes(mode_of(args.w.dtype));
-  const bool cached = args.rows <= kFewRows && kept <= kCachedBytes;
+  const bool cached = args.rows <= kFewRows && kept <= kCachedBytes && args.w.dtype != DType::coded;
   const int few = cached ? together(static_cast<int>(args.rows)) : 1;
   const int64_t unit = few * pool.size() <= blocks ? few : 1;  // blocks that stay together
   const int64_t grain = ((blocks + pieces - 1) / pieces + unit - 1) / unit * unit;
