@@ -81,6 +81,18 @@ def test_nothing_is_lost(make: Maker) -> None:
             assert compressed.bias is plain.bias
 
 
+@every_kind
+def test_the_memory_is_as_large_as_said(make: Maker) -> None:
+    """Breaks when anything is written behind it, or its last bytes are not needed."""
+    backend = CpuBackend(1)
+    for n, k in SHAPES:
+        weight = backend.pack_linear(make(n, k), BF16)
+        coding = _C.Coding(backend.context, weight.handle)
+        memory = torch.full([coding.num_bytes + 64], 7, dtype=torch.uint8)
+        coding.write(backend.context, memory.data_ptr())
+        assert memory[-68:].tolist() == [255] * 4 + [7] * 64
+
+
 @every_isa
 @every_kind
 @pytest.mark.usefixtures("always")
