@@ -147,7 +147,7 @@ class StopChecker:
             )
         self._decoder = decoder
         self._stop_ids = frozenset(stop_ids)
-        self._eos_ids = frozenset(eos_ids)
+        self._end_ids = self._stop_ids.union(eos_ids)
         self._min_tokens = min_tokens
         self._include_stop = include_stop
         self._state = ROOT
@@ -169,10 +169,15 @@ class StopChecker:
             raise RuntimeError(f"token {token_id} was pushed after stop {self.reason.value!r}")
         self.num_tokens += 1
         looking = self.num_tokens > self._min_tokens
-        if looking and (token_id in self._stop_ids or token_id in self._eos_ids):
+        if looking and token_id in self._end_ids:
             return self._end_at_token(token_id)
         text = "" if self._decoder is None else self._decoder.push([token_id])
         return self._scan(text, looking)
+
+    def has_end(self, token_ids: Sequence[int], before: int) -> bool:
+        """Whether one of these tokens ends the request by itself; `before` of the request's tokens
+        stand before them."""
+        return not self._end_ids.isdisjoint(token_ids[max(0, self._min_tokens - before) :])
 
     def finish(self) -> Release:
         """Ends a request that no stop has ended: releases all that was held back.

@@ -58,6 +58,7 @@ class Passes:
             return
         for row, count in zip(rows, counts, strict=True):
             row.append_own(level, count)
+            row.look_for_end(self._tokens, row.length - count)
             self._audience.watcher.drafted(row, count)
         seconds = time.perf_counter() - begin
         made = [(row, Draft(level, n)) for row, n in zip(rows, counts, strict=True)]
@@ -80,7 +81,9 @@ class Passes:
         self._stats.count_pass(statistical, proposals.rows, proposals.seconds, proposals.passes)
         self._stats.count_pass(level, reviews.rows, reviews.seconds, reviews.passes)
         for row, each in zip(rows, drafted.rows, strict=True):
+            begin = row.length
             row.append_segment(level, statistical, each)
+            row.look_for_end(self._tokens, begin)
             calls = len(each.accepted)
             row.stats.levels[level].count_call(reviews.seconds * calls / reviews.rows, calls)
             share = proposals.seconds * each.asked / max(proposals.rows, 1)
@@ -161,6 +164,8 @@ class Passes:
         if level == 0:
             self._count_review(row, item, verdict)
         row.settle(level, verdict, item.tree)
+        if level:
+            row.look_for_end(self._tokens, item.frontier)
         row.logprobs = verdict.logprobs
         if item.siblings:
             row.add_siblings(level, verdict, self._tokens)

@@ -67,6 +67,8 @@ class Row:
     slot: int = NO_SLOT
     exhausted: bool = False
     widened: bool = False
+    ended: bool = False
+    """A drafting level has written or kept a token that ends the request: the target is next."""
     counted: int = 0
     """Final tokens that the statistical level has counted; 0: none, it was not asked for trees."""
     tree: TokenTrie | None = None
@@ -101,7 +103,7 @@ class Row:
     def state(self, contexts: list[int]) -> RowState:
         """What the policy sees; `contexts` are the neural levels' context lengths."""
         length = seen = self.length
-        room = self.limit - 1 - length
+        room = 0 if self.ended else self.limit - 1 - length
         if self.sampler.rejects:
             # A level that falls asleep over drafts would leave them to one that knows less of them.
             seen = self.final
@@ -231,7 +233,7 @@ class Row:
         self.length = self.final
         self.frontier = [self.final] * len(self.frontier)
         del self.sources[self.final - len(self.prompt) :]
-        self.exhausted = self.widened = False
+        self.exhausted = self.widened = self.ended = False
         self.tree = None
 
     def retire(self, level: int) -> None:
@@ -241,7 +243,7 @@ class Row:
         for i in range(level, len(self.frontier)):
             self.frontier[i] = self.length
         del self.sources[self.length - len(self.prompt) :]
-        self.exhausted = self.widened = False
+        self.exhausted = self.widened = self.ended = False
         self.tree = None
 
     def append_draft(self, level: int, count: int) -> None:
@@ -290,6 +292,14 @@ class Row:
         """Leading tokens that are the prompt or were emitted."""
         return len(self.prompt) + self.stats.new_tokens
 
+    def look_for_end(self, tokens: TokenRows, begin: int) -> None:
+        """A drafting level stands behind the drafts from `begin` on: if one of them ends the
+        request, the target is next. Not by the rejection rule, where who reviews a token must not
+        depend on it."""
+        if not self.sampler.rejects:
+            drafts = tokens.read(self.slot, begin, self.length)
+            self.ended = self.stops.has_end(drafts, begin - len(self.prompt))
+
     def settle(self, level: int, verdict: Verdict, tree: TokenTree | None = None) -> None:
         """Level `level` kept some drafts behind its frontier and wrote its own token."""
         end = self.frontier[level] + verdict.num_accepted
@@ -304,7 +314,7 @@ class Row:
             self.frontier[i] = self.length
         self.exhausted = self.widened = False
         if level == 0:
-            self.tree = None
+            self.tree, self.ended = None, False
         self.stats.levels[level].drafted += 1
 
     def emit(self, token_ids: list[int]) -> StepOutput:

@@ -27,10 +27,11 @@ struct Drafted {
   double confidence = 1.0;
   bool done = false;
 
-  void add(const DraftRow& row, double prob) {
+  void add(const DraftRow& row, int32_t token, double prob) {
+    const bool ends = row.sampler->ends_drafts(token, row.length + tokens);
     ++tokens;
     confidence *= prob;
-    done = tokens == row.tokens || confidence < row.min_confidence;
+    done = tokens == row.tokens || ends || confidence < row.min_confidence;
   }
 };
 
@@ -95,7 +96,8 @@ std::vector<int> draft_tokens(const DraftLoopArgs& args, const std::vector<Draft
       const DraftRow& d = rows[i];
       if (states[i].done) continue;
       const int64_t at = d.row * args.review.token_stride + d.length + drafted;
-      states[i].add(d, probs == nullptr ? 1.0 : static_cast<double>(probs[at]));
+      const double prob = probs == nullptr ? 1.0 : static_cast<double>(probs[at]);
+      states[i].add(d, args.review.tokens[at], prob);
     }
   }
 }

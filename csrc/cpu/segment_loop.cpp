@@ -36,10 +36,11 @@ struct Drafting {
   int length, cached;  // without drafts that nobody has reviewed
   int drafted = 0;     // of those
   int asked = 0;       // statistics, for them
+  bool ended = false;  // the row's request, by a token of its segment
 
   bool wants_more() const {
     const int got = length - row->length;
-    return got < row->tokens && got < row->most;
+    return !ended && got < row->tokens && got < row->most;
   }
 
   void propose(const Statistics& statistics, const ReviewArgs& review) {
@@ -63,9 +64,11 @@ struct Drafting {
     return {row->row, length, length + drafted, row->sampler, nullptr, {}, rejection, 0};
   }
 
-  void settle(const Accepted& accepted) {
+  void settle(const Accepted& accepted, const ReviewArgs& review) {
+    const int32_t* tokens = review.tokens + row->row * review.token_stride;
     out->accepted.push_back(accepted.num_accepted);
-    length += accepted.num_accepted + 1;
+    for (int i = 0; i <= accepted.num_accepted; ++i, ++length)
+      ended = ended || row->sampler->ends_drafts(tokens[length], length);
     cached = length - 1;
   }
 };
@@ -129,7 +132,7 @@ class Loop {
       if (first) throw;
       return false;
     }
-    for (size_t i = 0; i < active_.size(); ++i) active_[i].settle(accepted_[i]);
+    for (size_t i = 0; i < active_.size(); ++i) active_[i].settle(accepted_[i], args_.review);
     ++out_.reviews.passes;
     out_.reviews.rows += static_cast<int64_t>(active_.size());
     out_.reviews.seconds += seconds_since(begin);

@@ -47,6 +47,8 @@ def random_params(rng: random.Random) -> SamplingParams:
         seed=rng.randrange(9999),
         acceptance=rng.choice(["exact", "exact", "rejection"]),
         ignore_eos=True,
+        stop_token_ids=rng.sample(range(3, 512), rng.choice([0, 40])),
+        min_tokens=rng.choice([0, 30]),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ def make_level(
     return NeuralLevel("level", weights, CpuBackend(threads), rows, context, tokens, VOCAB)
 
 
-def random_sampler(rng: random.Random, rejection: bool) -> Sampler:
+STOP_IDS, PROMPT = [3, 4, 5], 4
+
+
+def random_sampler(
+    rng: random.Random, rejection: bool, stop_ids: Sequence[int] = STOP_IDS
+) -> Sampler:
     return Sampler(
         temperature=rng.choice([0.0, 0.7, 1.3]),
         top_k=rng.choice([0, 5]),
@@ -42,10 +48,10 @@ def random_sampler(rng: random.Random, rejection: bool) -> Sampler:
         presence_penalty=rng.choice([0.0, 0.5]),
         logit_bias=rng.choice([[], [(7, 3.0), (9, -2.0)]]),
         min_tokens=rng.choice([0, 6]),
-        stop_ids=[3, 4, 5],
+        stop_ids=list(stop_ids),
         seed=rng.randrange(2**63),
         sample_index=rng.randrange(3),
-        prompt_length=4,
+        prompt_length=PROMPT,
         rejection=rejection,
     )
 
@@ -60,8 +66,16 @@ def by_reviews(level: NeuralLevel, items: list[DraftItem]) -> list[list[int]]:
             rejection = Rejection(item.reviews + drafted, True, 0) if rejects else None
             level.review([ReviewItem(item.slot, end, end, item.sampler, rejection=rejection)], 1.0)
             level.truncate(item.slot, end)
-        tokens.append(level.rows.read(item.slot, 0, item.length + item.tokens))
+            if ends(item.sampler, level.rows.read(item.slot, end, end + 1)[0], end):
+                break
+        tokens.append(level.rows.read(item.slot, 0, end + 1))
     return tokens
+
+
+def ends(sampler: Sampler, token: int, position: int) -> bool:
+    """Whether a row's drafts end with this token, because its request would."""
+    blocked = position < PROMPT + sampler.params["min_tokens"]
+    return token in STOP_IDS and not blocked and not sampler.rejects
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -84,10 +98,10 @@ def test_the_loop_leaves_what_reviews_leave(seed: int, monkeypatch: pytest.Monke
             level.prefill(slot, cached)
         sampler = random_sampler(rng, rejection)
         items.append(DraftItem(slot, len(row), rng.randint(1, 20), sampler, rng.randrange(9)))
-    assert loop.draft(items) == [item.tokens for item in items]
-    expected = by_reviews(single, items)
-    for item, tokens in zip(items, expected, strict=True):
-        end = item.length + item.tokens
+    counts, expected = loop.draft(items), by_reviews(single, items)
+    for item, count, tokens in zip(items, counts, expected, strict=True):
+        end = item.length + count
+        assert end == len(tokens)
         assert loop.rows.read(item.slot, 0, end) == tokens
         assert loop.pages.length[item.slot] == end - 1
         probs = [level.rows.read_probs(item.slot, item.length, end) for level in (loop, single)]
@@ -117,7 +131,7 @@ def test_a_row_stops_where_its_confidence_falls(seed: int) -> None:
         for level in (free, stopping):
             level.rows.write(slot, row)
             level.rows.tokens[slot, len(row) :] = -7
-        sampler = random_sampler(rng, rejection=seed % 2 == 0)
+        sampler = random_sampler(rng, rejection=seed % 2 == 0, stop_ids=())
         items.append(DraftItem(slot, len(row), 12, sampler, 3))
     assert free.draft(items) == [12] * 4
     limited = [replace(item, min_confidence=c) for item, c in zip(items, least, strict=True)]

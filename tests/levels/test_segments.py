@@ -24,7 +24,7 @@ from cascade_engine.levels import (
 from cascade_engine.levels import neural as neural_module
 from cascade_engine.models.llama import LlamaWeights
 from cascade_engine.ops import CpuBackend, NgramTable
-from tests.levels.test_draft_loop import CAPACITY, GREEDY, VOCAB, random_sampler
+from tests.levels.test_draft_loop import CAPACITY, GREEDY, VOCAB, ends, random_sampler
 from tests.ops.support import BF16, F32, assert_same_bits, random_weights
 from tests.ops.test_drafter import small_table
 
@@ -67,6 +67,9 @@ class Pair:
             accepted.append(verdict.num_accepted)
             length += verdict.num_accepted + 1
             self.level.truncate(item.slot, length - 1)
+            written = enumerate(self.rows.read(item.slot, begin, length), begin)
+            if any(ends(item.sampler, token, position) for position, token in written):
+                break
         return SegmentDrafted(accepted, asked, proposed)
 
 

@@ -32,10 +32,10 @@ struct DraftLoopArgs {
 // The tokens that as many reviews of nothing but the row's end would append: each pass feeds what
 // is not cached of every row that wants more, then accept() writes a token, its probability and,
 // where its sampler rejects, its distribution. A row stops early behind the token with which the
-// product of the probabilities of its tokens here, its confidence, falls below min_confidence, and
-// takes no part in further passes. Returns the tokens that each row has more, of which all but the
-// last one are cached. A pass whose logits allow no token ends the loop, and throws InvalidArgument
-// if it is the first.
+// product of the probabilities of its tokens here, its confidence, falls below min_confidence, or
+// which ends its request, and takes no part in further passes. Returns the tokens that each row has
+// more, of which all but the last one are cached. A pass whose logits allow no token ends the loop,
+// and throws InvalidArgument if it is the first.
 //
 // Stopping keeps the distribution of what a review by the rejection rule leaves: whether there is a
 // token at a position is settled by the tokens before it, so that each token that is there was

@@ -19,6 +19,7 @@
 // "Output" is everything after the prompt, drafted tokens before the position included.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -39,7 +40,7 @@ struct SamplerParams {
   float frequency_penalty = 0.0f;
   std::vector<std::pair<int32_t, float>> logit_bias;  // ids past a level's vocabulary are skipped
   int64_t min_tokens = 0;
-  std::vector<int32_t> stop_ids;  // kept out by min_tokens
+  std::vector<int32_t> stop_ids;  // end the request; kept out by min_tokens
   uint64_t seed = 0;
   uint32_t sample_index = 0;
   int64_t prompt_length = 0;  // tokens before it are prompt
@@ -61,6 +62,13 @@ class Sampler {
   bool penalises() const;
   bool blocks_stops(int64_t position) const {
     return !params_.stop_ids.empty() && position < params_.prompt_length + params_.min_tokens;
+  }
+  // Whether this token at this position ends the request, so that nothing need be drafted behind
+  // it. Never where reviews keep the distribution: who reviews a token must not depend on it.
+  bool ends_drafts(int32_t token, int64_t position) const {
+    const auto& ids = params_.stop_ids;
+    return !rejects() && !blocks_stops(position) &&
+           std::find(ids.begin(), ids.end(), token) != ids.end();
   }
   NoiseKey noise(int64_t position) const {
     return {params_.seed, static_cast<uint32_t>(position), params_.sample_index, kTokenStream};

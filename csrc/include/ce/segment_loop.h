@@ -57,9 +57,9 @@ struct DraftedSegments {
 
 // For each row, in passes that rows share while their segments last: the statistics draft, unless
 // there is room for the model's own token alone; the model is fed what it has not cached, and
-// accept() reviews. Afterwards all of a row's tokens but the last one are cached. A pass whose
-// logits allow no token ends the loop and leaves what the reviews before it left; it throws
-// InvalidArgument if it is the first.
+// accept() reviews. A token that ends the request ends its segment. Afterwards all of a row's
+// tokens but the last one are cached. A pass whose logits allow no token ends the loop and leaves
+// what the reviews before it left; it throws InvalidArgument if it is the first.
 DraftedSegments draft_segments(const SegmentArgs& args, const std::vector<SegmentRow>& rows,
                                const Kernels& kernels, ThreadPool& pool);
 
