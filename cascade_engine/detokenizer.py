@@ -46,6 +46,8 @@ class Surfaces:
     first: dict[int, bytes]
     invisible_starts: bool = False
     errors: str = PER_BYTE
+    texts: dict[int, str] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """Of TEXT tokens seen so far, not at the beginning of a text."""
 
 
 class StreamDecoder:
@@ -62,29 +64,35 @@ class StreamDecoder:
         self._in_run = False
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """The text that these tokens complete. A cut-off character is kept back until the next
+        """The text that these tokens complete."""
+        return "".join([self.text(token) for token in token_ids])
+
+    def text(self, token: int) -> str:
+        """The text that the next token completes. A cut-off character is kept back until the next
         token shows what it is; ids past the vocabulary (padding rows) show as U+FFFD."""
         surfaces = self._surfaces
-        known = len(surfaces.raw)
-        pieces: list[str] = []
-        for token in token_ids:
-            if not 0 <= token < known:
-                pieces.append(self._unknown(token, known))
-                continue
-            kind = surfaces.kinds[token]
-            if kind == HIDDEN:
-                continue
-            if kind != BYTES and self._in_run:
-                pieces.append(self._end_run())
-            raw = surfaces.raw[token]
-            if self._at_start:
-                shown = surfaces.first.get(token, raw)
-                self._at_start = not (shown if surfaces.invisible_starts else raw)
-                raw = shown
-            if raw:
-                self._in_run = kind == BYTES
-                pieces.append(self._bytes.decode(raw))
-        return "".join(pieces)
+        if not self._at_start and not self._in_run:
+            known = surfaces.texts.get(token)
+            if known is not None:
+                return known
+        if not 0 <= token < len(surfaces.raw):
+            return self._unknown(token)
+        kind = surfaces.kinds[token]
+        if kind == HIDDEN:
+            return ""
+        before = self._end_run() if self._in_run and kind != BYTES else ""
+        raw = surfaces.raw[token]
+        if self._at_start:
+            shown = surfaces.first.get(token, raw)
+            self._at_start = not (shown if surfaces.invisible_starts else raw)
+            raw = shown
+        if not raw:
+            return before
+        self._in_run = kind == BYTES
+        text = self._bytes.decode(raw)
+        if kind == TEXT and raw is surfaces.raw[token]:
+            surfaces.texts[token] = text
+        return before + text
 
     def flush(self) -> str:
         """The rest at the end of the tokens: U+FFFD for a character that was cut off."""
@@ -96,7 +104,7 @@ class StreamDecoder:
         self._bytes.reset()
         return text
 
-    def _unknown(self, token: int, known: int) -> str:
+    def _unknown(self, token: int) -> str:
         if token < 0:
             raise TokenizerError(f"token id must be >= 0, got {token}")
         self._at_start = False

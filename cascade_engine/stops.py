@@ -171,8 +171,8 @@ class StopChecker:
         looking = self.num_tokens > self._min_tokens
         if looking and token_id in self._end_ids:
             return self._end_at_token(token_id)
-        text = "" if self._decoder is None else self._decoder.push([token_id])
-        return self._scan(text, looking)
+        text = "" if self._decoder is None else self._decoder.text(token_id)
+        return self._scan(text, looking) if self._strings.stops else self._show(text)
 
     def has_end(self, token_ids: Sequence[int], before: int) -> bool:
         """Whether one of these tokens ends the request by itself; `before` of the request's tokens
@@ -196,7 +196,7 @@ class StopChecker:
     def _end_at_token(self, token_id: int) -> Release:
         text = self._held
         if self._include_stop and self._decoder is not None:
-            text += self._decoder.push([token_id])
+            text += self._decoder.text(token_id)
         text += self._flush()
         self.reason = Stop("token" if token_id in self._stop_ids else "eos", token_id)
         return self._show(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -13,7 +14,7 @@ from cascade_engine.engine.cycle import Cycle
 from cascade_engine.engine.loading import Loaded, load_levels
 from cascade_engine.engine.options import LoadOptions
 from cascade_engine.engine.requests import Prompt, RequestBuilder, batch_of
-from cascade_engine.engine.results import Batching, Capacity, Generation, StepOutput
+from cascade_engine.engine.results import Batching, Capacity, Generation, Piece, StepOutput
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.stream import Stream
 from cascade_engine.engine.tracing import Tracing
@@ -301,19 +302,21 @@ class Engine:
         for prompt, each in batch_of(prompts, params):
             rows += self._new_rows(prompt, each, self._fresh_id())
         self._roster.enqueue(rows)
-        outputs = {(row.request_id, row.index): row.output([]) for row in rows}
-        unfinished = set(outputs)
+        last = {(row.request_id, row.index): row.output([]) for row in rows}
+        pieces: dict[tuple[str, int], list[Piece]] = {key: [] for key in last}
+        unfinished = set(last)
         try:
             while unfinished:
                 for out in self.step_for({request_id for request_id, _ in unfinished}):
                     key = (out.request_id, out.index)
-                    outputs[key] = outputs[key].followed_by(out)
+                    last[key] = out
+                    pieces[key] += out.pieces
                     if out.finish_reason is not None:
                         unfinished.remove(key)
         finally:
             for request_id in {request_id for request_id, _ in unfinished}:
                 self.abort(request_id)
-        return [Generation.of(outputs[row.request_id, row.index]) for row in rows]
+        return [Generation.of(replace(out, pieces=pieces[key])) for key, out in last.items()]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Decodes one sample token by token, as the iterator is asked for them."""

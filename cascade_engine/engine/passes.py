@@ -210,6 +210,8 @@ class Passes:
         """The rows' drafts as chains or trees. Branches never cost another row its pages: they fit
         what is free, or stay away."""
         neural = self._neural[level]
+        if not any(action.nodes or action.siblings for _, action in reviews):
+            return [self._review_item(row, level, None, 0) for row, _ in reviews]
         spare = neural.pages.available_pages
         spare -= sum(neural.pages.missing(row.slot, row.length) for row, _ in reviews)
         items = []

@@ -319,22 +319,21 @@ class Row:
 
     def emit(self, token_ids: list[int]) -> StepOutput:
         """Makes the row's last tokens final, up to a stop; ends the row there or at its limit."""
-        begin = self.length - len(token_ids) - len(self.prompt)
+        sources = self.sources[self.length - len(token_ids) - len(self.prompt) :]
+        logprobs = self.logprobs or [None] * len(token_ids)
         pieces: list[Piece] = []
         finish = None
-        for i, token in enumerate(token_ids):
-            release = self.stops.push(token)
-            logprobs = self.logprobs[i] if self.logprobs else None
-            pieces.append(Piece(release.text, token, self.sources[begin + i], logprobs))
-            if release.stopped:
+        for token, source, each in zip(token_ids, sources, logprobs, strict=False):
+            text, stopped, _ = self.stops.push(token)
+            pieces.append(Piece(text, token, source, each))
+            self.stats.levels[source].accepted += 1
+            if stopped:
                 finish = "stop"
                 break
         if finish is None and self.length >= self.limit:
             last = self.stops.finish()
             pieces[-1] = pieces[-1]._replace(text=pieces[-1].text + last.text)
             finish = "stop" if last.stopped else "length"
-        for piece in pieces:
-            self.stats.levels[piece.level].accepted += 1
         self.stats.new_tokens += len(pieces)
         self.stats.seconds = time.perf_counter() - self.started
         self.stats.target_calls += 1

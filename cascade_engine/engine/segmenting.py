@@ -25,6 +25,7 @@ class Segmenting:
 
     def __init__(self, neural: Sequence[NeuralLevel], statistical: StatisticalLevel) -> None:
         self._contexts = [level.context for level in neural]
+        self._least_context = min(self._contexts)
         self._segments = [None, *(Segments.of(level, statistical) for level in neural[1:])]
 
     def takes(self, drafts: Sequence[tuple[Row, Draft]]) -> Taken | None:
@@ -37,9 +38,13 @@ class Segmenting:
             if segment is None or segment.level != (level or segment.level):
                 return None
             item, level = row.segment_item(segment), segment.level
-            sleepy = any(row.length <= context < item.reach for context in self._contexts)
-            if sleepy or row.allowed is not None:
+            if row.allowed is not None or self._falls_asleep(row, item.reach):
                 return None
             items.append(item)
         segments = self._segments[level]
         return Taken(level, segments, items) if segments and segments.fits(items) else None
+
+    def _falls_asleep(self, row: Row, reach: int) -> bool:
+        if reach <= self._least_context:
+            return False
+        return any(row.length <= context < reach for context in self._contexts)

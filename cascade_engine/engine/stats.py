@@ -43,10 +43,12 @@ class ReviewCounts:
         """A target review of drafted tokens: token i was drafted by level `sources[i]` for draft
         position `positions[i]`, and is one of `kept` if it was accepted."""
         _add(self.tokens_per_pass, num_accepted)
+        levels = [(counts.drafted, counts.accepted) for counts in self.levels]
         for i, (level, position) in enumerate(zip(sources, positions, strict=True)):
-            _add(self.levels[level].drafted, position)
+            drafted, accepted = levels[level]
+            _add(drafted, position)
             if i in kept:
-                _add(self.levels[level].accepted, position)
+                _add(accepted, position)
 
 
 @dataclass
@@ -105,6 +107,8 @@ class EngineStats:
 
 
 def _add(counts: list[int], index: int) -> None:
-    while len(counts) <= index:
-        counts.append(0)
-    counts[index] += 1
+    try:
+        counts[index] += 1
+    except IndexError:
+        counts += [0] * (index - len(counts))
+        counts.append(1)

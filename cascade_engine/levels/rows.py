@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -116,8 +116,7 @@ class Rejection(NamedTuple):
     """Leading nodes of a tree that are the row's own drafts."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReviewItem:
+class ReviewItem(NamedTuple):
     """One row in a review."""
 
     slot: int
@@ -166,8 +165,7 @@ class DraftItem:
     """In 0..1: drafting ends when the product of these tokens' `draft_probs` falls below."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a review decided for one row: drafted tokens kept, then the level's own token."""
 
     num_accepted: int
@@ -192,8 +190,7 @@ def cut(item: ReviewItem, verdict: Verdict, tokens: TokenRows) -> Verdict:
     if last is None:
         return verdict
     at = item.frontier + last
-    return replace(
-        verdict,
+    return verdict._replace(
         num_accepted=last,
         token=tokens.read(item.slot, at, at + 1)[0],
         logprobs=verdict.logprobs[: last + 1],
