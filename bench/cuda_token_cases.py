@@ -149,6 +149,8 @@ def _accept_case(
         "lenience": 1.0,
         "paths": None,
         "path_lengths": None,
+        "kept_probs": None,
+        "kept_stride": 0,
         "num_accepted": results[0],
         "own": results[1],
         "lengths": results[2],

@@ -135,12 +135,12 @@ class Cycle:
             level = max(action.level for _, action in actions)
             drafts, reviews = self._sorted(level, actions)
             if level == len(self._neural):
-                together = not new and len(drafts) == len(deciding) and not self.audience.watched
-                if together and self._speculating and self._speculating.takes(policy, drafts):
-                    return [
-                        self._emit(row) for row in self._passes.speculate(self._speculating, drafts)
-                    ]
-                self._draft(policy, drafts)
+                rows = self._speculate(policy, drafts, actions, bool(new))
+                if rows is None:
+                    self._draft(policy, drafts)
+                elif rows:
+                    return [self._emit(row) for row in rows]
+                deciding = [row for row in deciding if row.slot != NO_SLOT]
                 continue
             if level == 0:
                 break
@@ -209,8 +209,28 @@ class Cycle:
                 reviews.append((row, Review(level)))
         return drafts, reviews
 
+    def _speculate(
+        self,
+        policy: Policy,
+        drafts: Sequence[tuple[Row, Draft]],
+        actions: Sequence[tuple[Row, Action]],
+        joined: bool,
+    ) -> list[Row] | None:
+        """Drafts and their review as one action, if nobody else waits for such a review. Returns
+        the rows that the target has reviewed; None where the drafts are yet to be made."""
+        taken = None if self._speculating is None else self._speculating.taken(policy, drafts)
+        if taken is None or self._speculating is None or self.audience.watched:
+            return None
+        level, group = taken
+        waiting = any(level <= action.level < len(self._neural) for _, action in actions)
+        if waiting or (level == 0 and (joined or len(group) < len(actions))):
+            return None
+        rows = self._passes.speculate(self._speculating, level, policy.lenience, group)
+        return rows if level == 0 else []
+
     def _drafts_alone(self, level: int, row: Row) -> bool:
-        able = level > 0 and self._neural[level].drafts
+        neural = self._neural[level]
+        able = level > 0 and neural.drafts and (neural.rejects or not row.sampler.rejects)
         return able and row.allowed is None and row.frontier[level] == row.length
 
     def _emit(self, row: Row) -> StepOutput:

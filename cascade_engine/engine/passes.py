@@ -112,19 +112,28 @@ class Passes:
         self._settle_all(level, rows, items, verdicts, fed, begin)
         return rows
 
-    def speculate(self, speculating: Speculating, drafts: Sequence[tuple[Row, Draft]]) -> list[Row]:
-        """Drafts and the target's review of them in one action; its time is the target's."""
+    def speculate(
+        self,
+        speculating: Speculating,
+        level: int,
+        lenience: float,
+        drafts: Sequence[tuple[Row, Draft]],
+    ) -> list[Row]:
+        """Drafts and a level's review of them in one action; its time is that level's."""
         begin, rows = time.perf_counter(), [row for row, _ in drafts]
         try:
-            found = speculating.review(drafts)
+            found = speculating.review(level, lenience, drafts)
         except ValueError as error:
-            return self._review_alone(rows, error)
+            if level == 0:
+                return self._review_alone(rows, error)
+            self._retire(level, rows)
+            return rows
         items, verdicts = [item for item, _ in found], [verdict for _, verdict in found]
         fed = sum(item.drafted + 1 for item in items)
         self._stats.count_pass(len(self._neural), len(rows), 0.0)
         for row in rows:
             row.stats.levels[len(self._neural)].count_call(0.0)
-        self._settle_all(0, rows, items, verdicts, fed, begin)
+        self._settle_all(level, rows, items, verdicts, fed, begin)
         return rows
 
     def _settle_all(

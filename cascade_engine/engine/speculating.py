@@ -19,71 +19,92 @@ from cascade_engine.policy import Draft, Policy, Review, RowState
 
 
 class Speculating:
-    """Takes over an engine step in which the statistical level, number `level`, drafts for the
-    target alone, for all rows in the same way. What is drafted for a row is what that level would
-    have drafted when asked once; the tokens are those of any other way."""
+    """Takes over what the statistical level, number `level`, drafts and one neural level reviews
+    right after it, for all rows in the same way. What is drafted for a row is what the statistical
+    level would have drafted when asked once; the tokens are those of any other way."""
 
     def __init__(
-        self, speculation: Speculation, level: int, contexts: list[int], context: int
+        self, speculations: Sequence[Speculation | None], neural: Sequence[NeuralLevel]
     ) -> None:
-        self._speculation = speculation
-        self._level = level
-        self._contexts = contexts
-        self._context = context
+        self._speculations = speculations
+        self._level = len(neural)
+        self._contexts = [level.context for level in neural]
 
     @classmethod
     def of(cls, neural: Sequence[NeuralLevel], statistical: StatisticalLevel) -> Speculating | None:
         """None where the backend drafts on the host."""
-        speculation = Speculation.of(neural[0], statistical)
-        if speculation is None:
+        speculations = [Speculation.of(level, statistical) for level in neural]
+        return cls(speculations, neural) if any(speculations) else None
+
+    def taken(
+        self, policy: Policy, drafts: Sequence[tuple[Row, Draft]]
+    ) -> tuple[int, list[tuple[Row, Draft]]] | None:
+        """The lowest neural level that the policy lets review any of these drafts next, whatever is
+        found, and those that it reviews: the others can wait for it. None where something of a row
+        has to be looked at between."""
+        found: dict[int, list[tuple[Row, Draft]]] = {}
+        for row, action in drafts:
+            level = _reviews_next(policy, row.state(self._contexts), action)
+            if level is None or not _is_simple(row, level, action.nodes > 0):
+                return None
+            found.setdefault(level, []).append((row, action))
+        level = max(found)
+        speculation, group = self._speculations[level], found[level]
+        trees = group[0][1].nodes > 0
+        if speculation is None or any((action.nodes > 0) != trees for _, action in group):
             return None
-        return cls(speculation, len(neural), [n.context for n in neural], neural[0].context)
+        return (level, group) if speculation.fits(self._asked(level, group), trees) else None
 
-    def takes(self, policy: Policy, drafts: Sequence[tuple[Row, Draft]]) -> bool:
-        """Whether the policy reviews these drafts by the target next, whatever is found, and
-        nothing else has to be looked at between."""
-        trees = drafts[0][1].nodes > 0
-        return all(
-            (action.nodes > 0) == trees
-            and action.level == self._level
-            and _is_simple(row)
-            and _reviews_next(policy, row.state(self._contexts), action)
-            for row, action in drafts
-        ) and self._speculation.fits(self._asked(drafts), trees)
-
-    def review(self, drafts: Sequence[tuple[Row, Draft]]) -> list[tuple[ReviewItem, Verdict]]:
-        """Drafts and reviews as the target's review does alone: the rows' tokens are written, their
+    def review(
+        self, level: int, lenience: float, drafts: Sequence[tuple[Row, Draft]]
+    ) -> list[tuple[ReviewItem, Verdict]]:
+        """Drafts and reviews as the level's review does alone: the rows' tokens are written, their
         bookkeeping is the caller's. Raises ValueError like a review."""
-        trees = drafts[0][1].nodes > 0
-        found = self._speculation.review(self._asked(drafts), trees, self._level)
+        speculation, trees = self._speculations[level], drafts[0][1].nodes > 0
+        assert speculation is not None
+        found = speculation.review(
+            self._asked(level, drafts),
+            trees,
+            self._level,
+            1.0 if level == 0 else lenience,
+            probs=level > 0,
+        )
         for (row, _), (item, _) in zip(drafts, found, strict=True):
             if item.tree is None:
-                row.append_draft(self._level, item.drafted)
+                row.append_draft(self._level, item.length - row.length)
             else:
                 row.stats.levels[self._level].drafted += item.drafted
         return found
 
-    def _asked(self, drafts: Sequence[tuple[Row, Draft]]) -> list[Speculated]:
+    def _asked(self, level: int, drafts: Sequence[tuple[Row, Draft]]) -> list[Speculated]:
         return [
             Speculated(
                 Proposal(row.slot, row.length, action.nodes or action.tokens, row.prediction),
-                min(action.tokens, self._context - row.length),
+                min(action.tokens, self._contexts[level] - row.length),
                 row.sampler,
+                row.frontier[level],
             )
             for row, action in drafts
         ]
 
 
-def _is_simple(row: Row) -> bool:
-    """Nothing of the row is wanted on the host before or beside its review, and nothing was drafted
-    for it yet."""
-    asks = row.allowed is not None or row.params.logprobs is not None or row.sampler.rejects
-    return not asks and row.length == row.final and row.tree is None
+def _is_simple(row: Row, level: int, trees: bool) -> bool:
+    """Nothing of the row is wanted on the host before or beside its review. Drafts that it has go
+    along in a chain, as far as nobody asks how likely they were."""
+    asks = row.allowed is not None or row.sampler.rejects or row.tree is not None
+    asks = asks or (level == 0 and row.params.logprobs is not None)
+    certain = row.length == row.frontier[level] if trees or level else True
+    return not asks and certain
 
 
-def _reviews_next(policy: Policy, state: RowState, draft: Draft) -> bool:
+def _reviews_next(policy: Policy, state: RowState, draft: Draft) -> int | None:
+    """The level that reviews right after these drafts, however many are found."""
     if draft.nodes:
-        return policy.next_action(state._replace(widened=True)) == Review(0, draft.nodes)
+        return (
+            0
+            if policy.next_action(state._replace(widened=True)) == Review(0, draft.nodes)
+            else None
+        )
     longer = state._replace(length=state.length + draft.tokens, room=state.room - draft.tokens)
-    outcomes = (longer, state._replace(exhausted=True))
-    return all(policy.next_action(outcome) == Review(0) for outcome in outcomes)
+    found, other = map(policy.next_action, (longer, state._replace(exhausted=True)))
+    return found.level if found == other == Review(found.level) else None

@@ -38,6 +38,7 @@ class EncoderDecoderLevel(NeuralLevel):
         left_padded: bool = False,
     ) -> None:
         super().__init__(name, weights, backend, rows, context, tokens, vocab_size, left_padded)
+        self.drafts = isinstance(backend, CpuBackend)
         config = weights.config
         self._encoder_recorder = backend.recorder()
         layers = self._encoder_recorder.cache_layers(

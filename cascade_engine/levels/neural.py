@@ -55,9 +55,11 @@ class NeuralLevel:
         self.backend = backend
         self.left_padded = left_padded
         self.rows = rows
-        self.drafts = isinstance(backend, CpuBackend)
+        self.drafts = True
         """Whether `draft` is there; where not, a review of nothing gives a token at a time."""
-        self.cascades = self.drafts
+        self.rejects = isinstance(backend, CpuBackend)
+        """Whether `draft` is there for rows that go by the rejection rule."""
+        self.cascades = isinstance(backend, CpuBackend)
         """Whether it can draft with a level below it by itself (see segments.py)."""
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)
@@ -172,7 +174,6 @@ class NeuralLevel:
         Raises ValueError when the first token of a row is not to be had, and leaves the rows as
         they were.
         """
-        assert isinstance(self.backend, CpuBackend)
         for item in items:
             self.catch_up(item.slot, item.length, item.length - 1)
         slots = [item.slot for item in items]

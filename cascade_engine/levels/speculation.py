@@ -1,4 +1,4 @@
-"""The statistical level's drafts and the target's review of them as one action of the device."""
+"""The statistical level's drafts and a neural level's review of them: one action of the device."""
 
 from __future__ import annotations
 
@@ -17,93 +17,101 @@ MOST_LEARNED = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Speculated:
-    """What is asked for one row, all of whose tokens are final: as `proposal` says, of trees at
-    most `depth` deep."""
+    """What is asked for one row: as `proposal` says, of trees at most `depth` deep. The level has
+    reviewed the tokens before `frontier` (None: all); the others are reviewed with the drafts."""
 
     proposal: Proposal
     depth: int
     sampler: Sampler
+    frontier: int | None = None
 
 
 class Speculation:
-    """Drafts are written where the target reads them, accepted tokens where the next drafts are
-    looked for; the host hears of both once, after the review."""
+    """Drafts are written where the reviewing level reads them, accepted tokens where the next
+    drafts are looked for; the host hears of both once, after the review."""
 
     def __init__(
-        self, target: NeuralLevel, statistical: StatisticalLevel, action: CudaSpeculation
+        self, level: NeuralLevel, statistical: StatisticalLevel, action: CudaSpeculation
     ) -> None:
-        self._target = target
+        self._level = level
         self._statistical = statistical
         self._action = action
-        self._rows: TokenRows = target.rows
+        self._rows: TokenRows = level.rows
 
     @classmethod
-    def of(cls, target: NeuralLevel, statistical: StatisticalLevel) -> Speculation | None:
+    def of(cls, level: NeuralLevel, statistical: StatisticalLevel) -> Speculation | None:
         """None where the backend has no such action, or drafts are a drafter's of one's own."""
         if type(statistical) is not StatisticalLevel:
             return None
         sources = statistical.sources
-        action = target.speculation(
+        action = level.speculation(
             table=sources.table,
             doubts=sources.drafter.doubts,
             least=LEAST_PROBABILITY,
             learned=min(sources.learn_tokens, MOST_LEARNED),
         )
-        return None if action is None else cls(target, statistical, action)
+        return None if action is None else cls(level, statistical, action)
 
     def fits(self, asked: Sequence[Speculated], trees: bool) -> bool:
         """Whether drafts of this size can be made and reviewed here, with the pages that are
-        free."""
+        free, for rows that the level has followed."""
         if trees and self._statistical.learned > MOST_LEARNED:
             return False
-        pages, missing = self._target.pages, 0
+        pages, missing = self._level.pages, 0
         for each in asked:
             slot, length, count = _sizes(each.proposal)
-            if not 0 < count <= MAX_NODES or pages.length[slot] != length - 1:
+            fed = length - pages.length[slot] + count
+            if not (0 < count < fed <= MAX_NODES + 1 and length + count <= self._level.context):
                 return False
             missing += pages.missing(slot, length + count)
         return missing <= pages.available_pages
 
     def review(
-        self, asked: Sequence[Speculated], trees: bool, source: int
+        self,
+        asked: Sequence[Speculated],
+        trees: bool,
+        source: int,
+        lenience: float = 1.0,
+        probs: bool = False,
     ) -> list[tuple[ReviewItem, Verdict]]:
-        """What was drafted (by level `source`) and what the target decided. The rows have the
-        accepted tokens and the target's own; the caller truncates its cache as after any review.
-        Raises ValueError, with the rows as they were, when one's logits allow no token."""
-        target, pages = self._target, self._target.pages
+        """What was drafted (by level `source`) and what this level decided. The rows have the
+        accepted tokens and its own one, with `probs` their probabilities by it; the caller
+        truncates its cache as after any review. Raises ValueError, with the rows as they were,
+        when one's logits allow no token."""
+        pages, cached = self._level.pages, []
         if trees:
             drafter = self._statistical.sources.drafter
             self._action.learn(drafter.learned_changes, drafter.learned_text)
         asks = []
         for each in asked:
             slot, length, count = _sizes(each.proposal)
-            pages.reserve(slot, length + count, target.storage.copy_page)
-            started, sampler = self._rows.starts[slot], each.sampler
-            prediction = each.proposal.prediction
-            asks.append(Ask(slot, started, length, count, each.depth, sampler, prediction))
+            pages.reserve(slot, length + count, self._level.storage.copy_page)
+            cached.append(pages.length[slot])
+            frontier = length if each.frontier is None else each.frontier
+            sizes = (slot, length, count, each.depth, each.sampler, cached[-1], frontier)
+            asks.append(Ask(*sizes, each.proposal.prediction))
         try:
-            reviewed = self._action.run(asks, trees)
+            reviewed = self._action.run(asks, trees, lenience, probs)
         except ValueError:
             for ask in asks:
-                pages.truncate(ask.row, ask.length - 1)
+                pages.truncate(ask.row, ask.cached)
             raise
         return [self._settled(ask, each, source) for ask, each in zip(asks, reviewed, strict=True)]
 
     def _settled(self, ask: Ask, found: Reviewed, source: int) -> tuple[ReviewItem, Verdict]:
-        n, length = found.num_accepted, ask.length
-        kept: Sequence[int] = range(n)
-        tree, unmoved = None, n
+        n = len(found.gained) - 1
+        tree, unmoved, end = None, n, ask.length + len(found.tokens)
         if found.parents:
-            kept = found.path
             nodes = len(found.tokens)
             tree = TokenTree(found.tokens, found.parents, [1.0] * nodes, [source] * nodes)
-            unmoved = next((i for i, node in enumerate(kept) if node != i), n)
-        tokens = [*(found.tokens[i] for i in kept), found.own]
-        self._rows.append(ask.row, length, tokens, [1.0] * len(tokens))
-        self._target.pages.length[ask.row] = length + n
-        end = length if tree is not None else length + len(found.tokens)
-        item = ReviewItem(ask.row, length, end, ask.sampler, tree=tree)
-        return item, Verdict(n, found.own, path=found.path, num_unmoved=unmoved)
+            unmoved = next((i for i, node in enumerate(found.path) if node != i), n)
+            end = ask.length
+        probs = found.probs or [1.0] * (n + 1)
+        self._rows.append(ask.row, ask.frontier, found.gained, probs)
+        self._level.pages.length[ask.row] = ask.frontier + n
+        item = ReviewItem(ask.row, ask.frontier, end, ask.sampler, tree=tree)
+        path = found.path if tree is not None else []
+        return item, Verdict(n, found.gained[-1], path=path, num_unmoved=unmoved)
 
 
 def _sizes(proposal: Proposal) -> tuple[int, int, int]:

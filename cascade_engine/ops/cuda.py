@@ -5,6 +5,7 @@ Under the emulation (`tests/cuda`) the same code runs the same kernels on the ho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
-from cascade_engine.ops.cuda_program import CudaProgram
+from cascade_engine.ops.cuda_program import CudaProgram, host_floats, host_ints
 from cascade_engine.ops.cuda_recorder import CudaRecorder
 from cascade_engine.ops.cuda_review import CudaReview
-from cascade_engine.ops.cuda_speculation import CudaSpeculation
+from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation
+from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.kernel_choice import chosen_kernels
 from cascade_engine.ops.launch import ELEMENT, Launcher
 
@@ -65,6 +67,8 @@ class CudaBackend:
         self._cpu = CpuBackend(threads)
         self.context = self._cpu.context
         self._review = CudaReview(launcher, self._cpu)
+        self._table: tuple[_C.NgramTable, dict[str, Any]] | None = None
+        self._alone: dict[CudaProgram, CudaSpeculation] = {}
 
     @property
     def isa(self) -> str:
@@ -125,10 +129,48 @@ class CudaBackend:
         **options: Any,
     ) -> CudaSpeculation | None:
         """Drafts and reviews of this program as one action of the device; options as
-        CudaSpeculation has them."""
+        CudaSpeculation has them. Levels share what is there of a table."""
+        if table is not None and (self._table is None or self._table[0] is not table):
+            self._table = table, device_table(table, self.device)
+        on_device = None if table is None or self._table is None else self._table[1]
         return CudaSpeculation(
-            self.launcher, program, logits, vocab, table, graphs=self.graphs, **options
+            self.launcher, program, logits, vocab, on_device, graphs=self.graphs, **options
         )
+
+    def draft(
+        self,
+        program: CudaProgram,
+        logits: int,
+        vocab: int,
+        tokens: int,
+        token_stride: int,
+        probs: int,
+        rows: Sequence[int],
+        cached: Sequence[int],
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        samplers: Sequence[Any],
+        left_padded: bool = False,
+        distributions: Any = None,
+        reviews: Sequence[int] = (),
+    ) -> int:
+        """As `_C.draft`, for rows that go by the `exact` rule: the passes of a level that drafts on
+        its own, one wait for all. Batches are always dense."""
+        action = self._alone.get(program)
+        if action is None:
+            action = CudaSpeculation(self.launcher, program, logits, vocab, graphs=self.graphs)
+            self._alone[program] = action
+        sizes = zip(rows, lengths, counts, samplers, cached, strict=True)
+        asks = [Ask(row, n, k, 0, sampler, begin, n) for row, n, k, sampler, begin in sizes]
+        drafted, made = action.draft(asks), max(counts)
+        for ask, found in zip(asks, drafted, strict=True):
+            if len(found.tokens) < ask.count:
+                made = min(made, len(found.tokens))
+        for ask, found in zip(asks, drafted, strict=True):
+            n, place = min(ask.count, made), ask.row * token_stride + ask.length
+            host_ints(tokens + 4 * place, n).copy_(torch.tensor(found.tokens[:n]))
+            host_floats(probs + 4 * place, n).copy_(torch.tensor(found.probs[:n]))
+        return made
 
     def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:
         """The acceptance rule over the logits of the program that ran last with them; arguments as

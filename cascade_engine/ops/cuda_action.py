@@ -1,17 +1,17 @@
 """The launches of one action of the device: drafts by statistics, the pass over them, choice,
-acceptance and commit."""
+acceptance and commit; or passes of a level that drafts on its own, each behind the last one's
+token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine._C import NgramTable
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, Shape
-from cascade_engine.ops.device_table import device_table
+from cascade_engine.ops.device_table import NO_TABLE
 from cascade_engine.ops.launch import Launcher
 
 TREE_DOUBTS = 3 * 2 * 8
@@ -29,6 +29,52 @@ class Kind:
     edits: bool
     filters: bool
     predicts: bool
+    probs: bool = False
+    """Of the tokens that rows gain."""
+    lenience: float = 1.0
+    alone: int = 0
+    """Passes of the level on its own; 0: it reviews what the statistics draft."""
+
+
+class Report(NamedTuple):
+    """What comes back, on the device or the host."""
+
+    numbers: torch.Tensor
+    """`[5, rows]`: accepted, own, lengths, path lengths, drafted."""
+    lists: torch.Tensor
+    """`[3, rows, nodes]`: paths (of a level on its own: `[passes, rows]`, the tokens), parents,
+    tokens drafted."""
+    kept_probs: torch.Tensor
+    """float32 `[rows, nodes + 1]`: of accepted tokens, then of the own one."""
+
+    @classmethod
+    def of(cls, memory: torch.Tensor, rows: int) -> Report:
+        sizes = (5 * rows, 3 * MAX_NODES * rows, (MAX_NODES + 1) * rows)
+        numbers, lists, probs = memory.split(sizes)
+        kept_probs = probs.view(torch.float32).view(rows, MAX_NODES + 1)
+        return cls(numbers.view(5, rows), lists.view(3, rows, MAX_NODES), kept_probs)
+
+
+class Asked(NamedTuple):
+    """What goes up, int32: two rows of addresses of predictions, then one each."""
+
+    addresses: torch.Tensor
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    counts: torch.Tensor
+    depths: torch.Tensor
+    predicted: torch.Tensor
+    learned: torch.Tensor
+    cached: torch.Tensor
+    frontiers: torch.Tensor
+    ends: torch.Tensor
+
+    @classmethod
+    def of(cls, memory: torch.Tensor) -> Asked:
+        return cls(memory[:2], *memory[2:])
+
+
+ASKED = len(Asked._fields) + 1
 
 
 class Memory:
@@ -36,27 +82,20 @@ class Memory:
 
     def __init__(self, run: Launcher, shape: Shape) -> None:
         rows, device = shape.rows, run.device
-        self.asked_host = run.staging(8, rows, dtype=torch.int32)
-        """Two rows of addresses of predictions, then slots, lengths, counts, depths, lengths of
-        predictions, and the number of tokens learnt."""
-        self.asked = torch.zeros(8, rows, dtype=torch.int32, device=device)
-        size = (5 + 3 * MAX_NODES) * rows
+        self.asked_host = run.staging(ASKED, rows, dtype=torch.int32)
+        self.asked = torch.zeros(ASKED, rows, dtype=torch.int32, device=device)
+        size = (5 + 3 * MAX_NODES + MAX_NODES + 1) * rows
         self.report_host = run.staging(size, dtype=torch.int32)
         self.report = torch.zeros(size, dtype=torch.int32, device=device)
         self.batch = torch.zeros(4, rows, dtype=torch.int32, device=device)
         self.words = torch.zeros(rows, shape.width, dtype=torch.int64, device=device)
         self.matches = torch.zeros(rows, 2, dtype=torch.int64, device=device)
         self.best = torch.zeros(rows * shape.logits, dtype=torch.int64, device=device)
-        self.probs = torch.zeros(rows, MAX_NODES, device=device)
+        self.path_probs = torch.zeros(rows, MAX_NODES, device=device)
+        self.choice_probs = torch.zeros(rows * shape.logits, 2, device=device)
         self.samplers: dict[str, torch.Tensor] = {}
         self.sampled: list[Any] = []
         self.edits = self.filters = False
-
-    def parts(self, report: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[5, rows]`: accepted, own, lengths, path lengths, drafted; `[3, rows, nodes]`: paths,
-        parents, tokens."""
-        rows = self.asked.shape[1]
-        return report[: 5 * rows].view(5, rows), report[5 * rows :].view(3, rows, MAX_NODES)
 
 
 class CudaAction:
@@ -70,7 +109,7 @@ class CudaAction:
         program: CudaProgram,
         logits: int,
         vocab: int,
-        table: NgramTable | None,
+        table: dict[str, Any] | None,
         doubts: Sequence[float],
         least: float,
         learned: int,
@@ -80,7 +119,7 @@ class CudaAction:
         self.learned = torch.zeros(max(learned, 1), dtype=torch.int32, device=device)
         self._run, self._logits, self._least = launcher, logits, least
         self._fills_up = table is not None
-        self._table = device_table(table, device)
+        self._table = NO_TABLE if table is None else table
         self._doubts = torch.tensor(doubts[:TREE_DOUBTS], dtype=torch.float32, device=device)
         self._scratch: dict[str, torch.Tensor] = {}
 
@@ -95,94 +134,145 @@ class CudaAction:
         return True
 
     def launch(self, kind: Kind, memory: Memory) -> None:
-        shape, program = kind.shape, self.program
-        slots, lengths = memory.asked[2:4]
-        numbers, lists = memory.parts(memory.report)
+        asked, report = Asked.of(memory.asked), Report.of(memory.report, kind.shape.rows)
         rows = {
-            "rows": shape.rows,
-            "slots": slots,
-            "lengths": lengths,
-            "tokens": program.tokens,
-            "token_stride": program.tokens.shape[1],
+            "rows": kind.shape.rows,
+            "slots": asked.slots,
+            "lengths": asked.lengths,
+            "tokens": self.program.on_device.tokens,
+            "token_stride": self.program.on_device.tokens.shape[1],
         }
-        (self._draft_trees if kind.trees else self._draft_chains)(kind, memory, rows)
+        if kind.alone:
+            self._launch_passes(kind, memory, asked, report, rows)
+        else:
+            self._launch_review(kind, memory, asked, report, rows)
+
+    def _launch_review(
+        self, kind: Kind, memory: Memory, asked: Asked, report: Report, rows: dict[str, Any]
+    ) -> None:
+        """Drafts behind each row, and the review of what the row has from its frontier on."""
+        (self._draft_trees if kind.trees else self._draft_chains)(kind, memory, asked, report, rows)
+        batch = self._pass(
+            kind.shape,
+            memory,
+            **rows,
+            cached=asked.cached,
+            frontiers=asked.frontiers,
+            ends=None,
+            drafted=report.numbers[4],
+            parents=report.lists[1] if kind.trees else None,
+            nodes=report.lists[2],
+        )
+        paths = report.lists[0] if kind.trees else None
+        self._decide(
+            kind,
+            memory,
+            batch,
+            num_accepted=report.numbers[0],
+            own=report.numbers[1],
+            lengths=report.numbers[2],
+            paths=paths,
+            path_lengths=report.numbers[3] if kind.trees else None,
+            kept_probs=report.kept_probs,
+        )
+        if paths is not None:
+            self.program.launch_commit(batch, paths, report.numbers[3], MAX_NODES)
+
+    def _launch_passes(
+        self, kind: Kind, memory: Memory, asked: Asked, report: Report, rows: dict[str, Any]
+    ) -> None:
+        """Each row's next tokens, one a pass, until it is as long as was asked for."""
+        own = report.lists[0].view(-1)
+        for i in range(kind.alone):
+            first = i == 0
+            shape = kind.shape if first else Shape(kind.shape.rows, 1, 1)
+            batch = self._pass(
+                shape,
+                memory,
+                **{**rows, "lengths": asked.lengths if first else report.numbers[2]},
+                cached=asked.cached if first else None,
+                frontiers=None,
+                ends=asked.ends,
+                drafted=None,
+                parents=None,
+                nodes=None,
+            )
+            self._decide(
+                kind,
+                memory,
+                batch,
+                num_accepted=report.numbers[0],
+                own=own[i * shape.rows :],
+                lengths=report.numbers[2],
+                paths=None,
+                path_lengths=None,
+                kept_probs=report.kept_probs[:, i:],
+            )
+
+    def _pass(self, shape: Shape, memory: Memory, **drafted: Any) -> dict[str, Any]:
+        """The pass over the batch that `drafted_batch` makes of these arguments."""
         starts, fed, bases, wanted = memory.batch
         self._run(
             "drafted_batch",
-            **rows,
             width=shape.width,
-            drafted=numbers[4],
-            parents=lists[1] if kind.trees else None,
             starts=starts,
             counts=fed,
             bases=bases,
             wanted=wanted,
             ancestors=memory.words,
-            nodes=lists[2],
+            **drafted,
         )
-        batch = {
-            "rows": shape.rows,
-            "width": shape.width,
-            "slots": slots,
-            "starts": starts,
-            "counts": fed,
-            "bases": bases,
-            "ancestors": memory.words,
-            "tokens": program.tokens,
-            "token_stride": program.tokens.shape[1],
-            "block_tables": program.tables,
-            "table_stride": program.tables.shape[1],
-        }
-        program.launch(shape, batch, wanted)
-        self._launch_review(kind, memory, batch, wanted)
+        batch = self.program.batch_of(shape, drafted["slots"], starts, fed, bases, memory.words)
+        self.program.launch(shape, batch, wanted)
+        return batch
 
-    def _draft_trees(self, kind: Kind, memory: Memory, rows: dict[str, Any]) -> None:
-        counts, depths, predicted, learned = memory.asked[4:]
-        numbers, lists = memory.parts(memory.report)
+    def _draft_trees(
+        self, kind: Kind, memory: Memory, asked: Asked, report: Report, rows: dict[str, Any]
+    ) -> None:
         self._run(
             "draft_tree",
             self._table,
             **rows,
-            searched=rows["lengths"],
-            budgets=counts,
-            depths=depths,
+            searched=asked.lengths,
+            budgets=asked.counts,
+            depths=asked.depths,
             least=self._least,
             doubts=self._doubts,
             finished=self.learned,
-            finished_length=learned,
-            predictions=memory.asked if kind.predicts else None,
-            prediction_lengths=predicted if kind.predicts else None,
-            parents=lists[1],
-            probs=memory.probs,
-            drafted=numbers[4],
+            finished_length=asked.learned,
+            predictions=asked.addresses if kind.predicts else None,
+            prediction_lengths=asked.predicted if kind.predicts else None,
+            parents=report.lists[1],
+            probs=memory.path_probs,
+            drafted=report.numbers[4],
         )
 
-    def _draft_chains(self, kind: Kind, memory: Memory, rows: dict[str, Any]) -> None:
+    def _draft_chains(
+        self, kind: Kind, memory: Memory, asked: Asked, report: Report, rows: dict[str, Any]
+    ) -> None:
         arguments = {
             **rows,
-            "counts": memory.asked[4],
+            "counts": asked.counts,
             "draft_probs": None,
             "max_match": MAX_MATCH,
-            "corpora": memory.asked if kind.predicts else None,
-            "corpus_lengths": memory.asked[6] if kind.predicts else None,
+            "corpora": asked.addresses if kind.predicts else None,
+            "corpus_lengths": asked.predicted if kind.predicts else None,
             "matches": memory.matches,
-            "drafted": memory.parts(memory.report)[0][4],
+            "drafted": report.numbers[4],
         }
         self._run("max_gram", **arguments)
         if self._fills_up:
             self._run("ngram_chain", self._table, **arguments)
 
-    def _launch_review(
-        self, kind: Kind, memory: Memory, batch: dict[str, Any], wanted: torch.Tensor
-    ) -> None:
+    def _decide(self, kind: Kind, memory: Memory, batch: dict[str, Any], **accepted: Any) -> None:
+        """Choice and acceptance over the logits of the last pass."""
         program = self.program
-        numbers, lists = memory.parts(memory.report)
         shared = {
             "batch": batch,
-            "wanted": wanted,
-            "logit_width": kind.shape.logits,
+            "wanted": memory.batch[3],
+            "logit_width": program.shape.logits,
             "best": memory.best,
-            "probs": None,
+            "probs": memory.choice_probs if kind.probs else None,
         }
         self._run(
             "choose",
@@ -191,7 +281,7 @@ class CudaAction:
             vocab=self.vocab,
             allowed=None,
             edits=kind.edits,
-            filters=kind.filters,
+            filters=kind.filters or kind.probs,
             processed=self._scratch["processed"] if kind.edits else None,
             seen=self._scratch["seen"] if kind.edits else None,
             **memory.samplers,
@@ -199,15 +289,10 @@ class CudaAction:
         )
         self._run(
             "accept",
-            tokens=program.tokens,
+            tokens=program.on_device.tokens,
             draft_probs=None,
-            lenience=1.0,
-            num_accepted=numbers[0],
-            own=numbers[1],
-            lengths=numbers[2],
-            paths=lists[0] if kind.trees else None,
-            path_lengths=numbers[3] if kind.trees else None,
+            lenience=kind.lenience,
+            kept_stride=MAX_NODES + 1,
+            **accepted,
             **shared,
         )
-        if kind.trees:
-            program.launch_commit(batch, lists[0], numbers[3], MAX_NODES)

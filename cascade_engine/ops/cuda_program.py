@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cascade_engine.errors import CapacityError
+from cascade_engine.ops.device_rows import DeviceRows
 from cascade_engine.ops.launch import Launcher
 
 CHUNK = 256
@@ -79,8 +80,6 @@ class CudaProgram:
         self.shape = Shape(0, 0, 0)
         self._host_sources: torch.Tensor | None = None
         self._attends: set[bool] = set()
-        self.uploads = 0
-        """Passes whose rows and block tables came from the host."""
         self._moves = 0
         self._counts: list[int] = []
         self._logits: list[int] = []
@@ -90,13 +89,12 @@ class CudaProgram:
     def bind_rows(self, address: int, stride: int, rows: int) -> None:
         """Host memory of the token rows; the device keeps a copy with room for a tree behind."""
         self.host_tokens = host_ints(address, rows * stride).view(rows, stride)
-        size = (rows, stride + MAX_NODES)
-        self.tokens = torch.zeros(size, dtype=torch.int32, device=self.launcher.device)
 
     def bind_block_tables(self, address: int, stride: int, pages: int) -> None:
+        """Host memory of the block tables, after that of the rows."""
         rows = self.host_tokens.shape[0]
         self.host_tables = host_ints(address, rows * stride).view(rows, stride)
-        self.tables = torch.zeros((rows, stride), dtype=torch.int32, device=self.launcher.device)
+        self.on_device = DeviceRows(self.launcher, self.host_tokens, self.host_tables, MAX_NODES)
         self.max_chunks = -(-stride * PAGE_TOKENS // CHUNK)
 
     def bind_sources(self, address: int) -> None:
@@ -203,8 +201,9 @@ class CudaProgram:
             return torch.empty(0, b.cols, dtype=b.dtype)
         used = b.memory[: self.shape.rows * width, : b.cols]
         if chosen is None:
-            used, chosen = used.cpu(), range(len(each))
-        return torch.cat([used[i * width : i * width + each[i]] for i in chosen]).cpu()
+            used, chosen = self.launcher.fetch(used), range(len(each))
+        parts = torch.cat([used[i * width : i * width + each[i]] for i in chosen])
+        return self.launcher.fetch(parts)
 
     def _check(self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
         for row, start, count in zip(rows, starts, counts, strict=True):
@@ -239,12 +238,11 @@ class CudaProgram:
         trees: Sequence[Tree],
     ) -> None:
         """The batch's description, its tokens and its block tables."""
-        self.uploads += 1
         ints = torch.zeros(6, shape.rows, dtype=torch.int32)
         ints[0] = -1
         ints[3] = NO_TREE
         words = torch.zeros(shape.rows, shape.width, dtype=torch.int64)
-        places, fed = [], []
+        fed = []
         for i, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
             ints[0, i], ints[1, i], ints[2, i], ints[4, i] = row, start, count, logits[i]
             ints[5, i] = self._source(row)
@@ -253,15 +251,10 @@ class CudaProgram:
             if nodes:
                 ints[3, i] = start + before
                 words[i, before:count] = ancestor_words(parents)
-            first = row * self.tokens.shape[1] + start
-            places.append(torch.arange(first, first + count))
-            fed.append(self.host_tokens[row, start : start + before])
-            fed.append(torch.tensor(list(nodes), dtype=torch.int32))
-        device = self.launcher.device
-        send = self.launcher.send
-        self.tokens.view(-1).index_copy_(0, send(torch.cat(places)), send(torch.cat(fed)))
-        slots = torch.tensor(list(rows))
-        self.tables.index_copy_(0, send(slots), send(self.host_tables[slots]))
+            own = self.host_tokens[row, start : start + before]
+            fed.append(torch.cat([own, torch.tensor(list(nodes), dtype=torch.int32)]))
+        self.on_device.feed(rows, starts, fed)
+        device, send = self.launcher.device, self.launcher.send
         inputs = self._inputs.setdefault(shape, {})
         if not inputs:
             inputs["ints"] = torch.empty_like(ints, device=device)
@@ -269,23 +262,34 @@ class CudaProgram:
         inputs["ints"].copy_(send(ints))
         inputs["words"].copy_(send(words))
         slots_, starts_, counts_, bases, self.wanted, self.sources = inputs["ints"]
-        self.batch = {
+        self.batch = self.batch_of(
+            shape, slots_, starts_, counts_, bases=bases, ancestors=inputs["words"]
+        )
+
+    def batch_of(
+        self,
+        shape: Shape,
+        slots: torch.Tensor,
+        starts: torch.Tensor,
+        counts: torch.Tensor,
+        bases: torch.Tensor,
+        ancestors: torch.Tensor,
+    ) -> dict[str, Any]:
+        """A pass over these rows as the launchers take it."""
+        rows = self.on_device
+        return {
             "rows": shape.rows,
             "width": shape.width,
-            "slots": slots_,
-            "starts": starts_,
-            "counts": counts_,
+            "slots": slots,
+            "starts": starts,
+            "counts": counts,
             "bases": bases,
-            "ancestors": inputs["words"],
-            "tokens": self.tokens,
-            "token_stride": self.tokens.shape[1],
-            "block_tables": self.tables,
-            "table_stride": self.tables.shape[1],
+            "ancestors": ancestors,
+            "tokens": rows.tokens,
+            "token_stride": rows.tokens.shape[1],
+            "block_tables": rows.tables,
+            "table_stride": rows.tables.shape[1],
         }
-
-    def upload_row(self, row: int, tokens: torch.Tensor) -> None:
-        """The leading tokens of a row, for penalties; forks share what was never fed here."""
-        self.tokens[row, : len(tokens)] = self.launcher.send(tokens)
 
     def _reserve(self, shape: Shape) -> None:
         """Grows what is too small; graphs that point to the old memory are dropped."""
@@ -337,3 +341,9 @@ def host_ints(address: int, count: int) -> torch.Tensor:
     """Host memory as an int32 tensor that shares it."""
     memory = (ctypes.c_int32 * count).from_address(address)
     return torch.frombuffer(memory, dtype=torch.int32)
+
+
+def host_floats(address: int, count: int) -> torch.Tensor:
+    """Likewise as a float32 tensor."""
+    memory = (ctypes.c_float * count).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.float32)

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from cascade_engine import _C
 from cascade_engine.ops.cpu import CpuBackend
-from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_ints
+from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_floats, host_ints
 from cascade_engine.ops.cuda_rejection import accept_on_host, logits_of
 from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.launch import Launcher
-
-Window = tuple[torch.Tensor, torch.Tensor]
-"""Rows `[rows, 1]` and places `[rows, logits bucket]` that a review looks at."""
 
 REASONS = {
     -1: "the logits for position {} are NaN or +inf; the model's weights or its input are broken",
     -2: "no token is allowed at position {}: the allowed-token mask, logit_bias and min_tokens "
     "exclude all",
 }
+
+
+class Decided(NamedTuple):
+    """What acceptance leaves: `[4, rows]` accepted, own, lengths, path lengths; paths; and
+    probabilities of what rows gain, where they are asked for."""
+
+    numbers: torch.Tensor
+    paths: torch.Tensor
+    kept: torch.Tensor | None
+
+    def fetched(self, run: Launcher) -> Decided:
+        """The same on the host, in one copy."""
+        parts = [self.numbers.view(-1), self.paths.view(-1)]
+        if self.kept is not None:
+            parts.append(self.kept.view(torch.int32).view(-1))
+        sizes = [len(part) for part in parts]
+        numbers, paths, *kept = run.fetch(torch.cat(parts)).split(sizes)
+        probs = [part.view(torch.float32).view(len(self.paths), -1) for part in kept]
+        return Decided(
+            numbers.view(self.numbers.shape),
+            paths.view(self.paths.shape),
+            probs[0] if probs else None,
+        )
 
 
 class CudaReview:
@@ -90,19 +109,20 @@ class CudaReview:
         if edits:
             for i, row in enumerate(rows):
                 tree = bool(trees) and bool(trees[i][0])  # its nodes are there already
-                program.upload_row(row, host_rows[row, : frontiers[i] if tree else lengths[i]])
-        host_probs = None if probs == 0 else _host_floats(probs, host_rows.shape)
-        places = torch.tensor(list(frontiers))[:, None] + torch.arange(shape.logits)
-        window = torch.tensor(list(rows))[:, None], places.clamp(max=program.tokens.shape[1] - 1)
-        draft_probs = None
+                program.on_device.send_tokens(row, frontiers[i] if tree else lengths[i])
+        host_probs = (
+            None if probs == 0 else host_floats(probs, host_rows.numel()).view(host_rows.shape)
+        )
+        draft_probs = kept = None
         if host_probs is not None:
             drafted: list[Sequence[float]] = [
                 host_probs[row, frontier:length].tolist()
                 for row, frontier, length in zip(rows, frontiers, lengths, strict=True)
             ]
-            for j, (nodes, _, node_probs) in enumerate(trees):
-                drafted[j] = node_probs if nodes else drafted[j]
-            draft_probs = self._draft_probs(drafted, window, program)
+            for j, (tokens_of_tree, _, node_probs) in enumerate(trees):
+                drafted[j] = node_probs if tokens_of_tree else drafted[j]
+            draft_probs = self._draft_probs(drafted, rows, frontiers, program)
+            kept = torch.zeros(shape.rows, shape.logits, device=self._run.device)
         out = torch.zeros(4, shape.rows, dtype=torch.int32, device=self._run.device)
         paths = torch.zeros(shape.rows, MAX_NODES, dtype=torch.int32, device=self._run.device)
         shared = {
@@ -125,9 +145,11 @@ class CudaReview:
             **given.arguments(),
             **shared,
         )
+        for row, frontier, length in zip(rows, frontiers, lengths, strict=True):
+            program.on_device.forget(row, frontier, length + 1)
         self._run(
             "accept",
-            tokens=program.tokens,
+            tokens=program.on_device.tokens,
             draft_probs=draft_probs,
             lenience=lenience,
             num_accepted=out[0],
@@ -135,50 +157,30 @@ class CudaReview:
             lengths=out[2],
             paths=paths if trees else None,
             path_lengths=out[3] if trees else None,
+            kept_probs=kept,
+            kept_stride=shape.logits,
             **shared,
         )
-        return self._verdicts(
-            out, paths, draft_probs, window, host_rows, host_probs, trees, skipped
-        )
-
-    def _verdicts(
-        self,
-        out: torch.Tensor,
-        paths: torch.Tensor,
-        draft_probs: torch.Tensor | None,
-        window: Window,
-        host_rows: torch.Tensor,
-        host_probs: torch.Tensor | None,
-        trees: Sequence[tuple[list[int], list[int], list[float]]],
-        skipped: Sequence[int],
-    ) -> list[tuple[int, int, list[int]]]:
-        """One copy of everything that was decided, and what follows from it on the host."""
-        parts = [out.view(-1), paths.view(-1)]
-        if draft_probs is not None:
-            looked = draft_probs[self._run.send(window[0]), self._run.send(window[1])]
-            parts.append(looked.view(torch.int32).view(-1))
-        decided = torch.cat(parts).cpu()
-        num_accepted, own, _, _ = decided[: out.numel()].view(out.shape).tolist()
-        nodes = decided[out.numel() :][: paths.numel()].view(paths.shape).tolist()
-        probs = decided[out.numel() + paths.numel() :].view(torch.float32)
+        decided = Decided(out, paths, kept).fetched(self._run)
+        num_accepted, owns, _, _ = decided.numbers.tolist()
         results: list[tuple[int, int, list[int]]] = []
-        for i, (row, frontier) in enumerate(zip(window[0][:, 0], window[1][:, 0], strict=True)):
-            n = num_accepted[i]
+        for i, (row, frontier) in enumerate(zip(rows, frontiers, strict=True)):
             if i in skipped:
                 results.append((0, 0, []))
                 continue
-            if own[i] < 0:
-                raise ValueError(REASONS[own[i]].format(int(frontier) + n))
-            tree = trees[i][0] if trees else []
-            path = nodes[i][:n] if tree else []
-            if tree:
-                taken = torch.tensor([tree[node] for node in path], dtype=torch.int32)
+            n, own = num_accepted[i], owns[i]
+            if own < 0:
+                raise ValueError(REASONS[own].format(frontier + n))
+            nodes = trees[i][0] if trees else []
+            path = decided.paths[i, :n].tolist() if nodes else []
+            if nodes:
+                taken = torch.tensor([nodes[node] for node in path], dtype=torch.int32)
                 host_rows[row, frontier : frontier + n] = taken
-            host_rows[row, frontier + n] = own[i]
-            if host_probs is not None:
-                found = probs.view(window[1].shape)[i, : n + 1]
-                host_probs[row, frontier : frontier + n + 1] = found
-            results.append((n, own[i], path))
+            host_rows[row, frontier + n] = own
+            program.on_device.wrote(row, frontier, host_rows[row, frontier : frontier + n + 1])
+            if host_probs is not None and decided.kept is not None:
+                host_probs[row, frontier : frontier + n + 1] = decided.kept[i, : n + 1]
+            results.append((n, own, path))
         return results
 
     def on_host(self, name: str, logits: int, **arguments: Any) -> Any:
@@ -227,24 +229,27 @@ class CudaReview:
         return self._run.send(masks)
 
     def _draft_probs(
-        self, drafted: Sequence[Sequence[float]], window: Window, program: CudaProgram
+        self,
+        drafted: Sequence[Sequence[float]],
+        rows: Sequence[int],
+        frontiers: Sequence[int],
+        program: CudaProgram,
     ) -> torch.Tensor:
         """float32 like the device's tokens, filled where this review looks."""
-        host = torch.ones(window[1].shape)
-        for i, values in enumerate(drafted):
-            host[i, : len(values)] = torch.tensor(values)
-        memory = self._zeros("draft_probs", program.tokens.numel(), torch.float32)
-        rows = memory[: program.tokens.numel()].view(program.tokens.shape)
-        rows[self._run.send(window[0]), self._run.send(window[1])] = self._run.send(host)
-        return rows
+        shape = program.on_device.tokens.shape
+        memory = self._zeros("draft_probs", shape.numel(), torch.float32)[: shape.numel()]
+        places = [
+            torch.arange(len(values)) + (row * shape[1] + frontier)
+            for values, row, frontier in zip(drafted, rows, frontiers, strict=True)
+        ]
+        values = torch.cat([torch.tensor(list(values)) for values in drafted])
+        if len(values):
+            send = self._run.send
+            memory.index_copy_(0, send(torch.cat(places)), send(values))
+        return memory.view(shape)
 
     def _zeros(self, name: str, size: int, dtype: torch.dtype) -> torch.Tensor:
         """Memory that the kernels leave as zeros, or that they fill themselves."""
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch[name] = torch.zeros(size, dtype=dtype, device=self._run.device)
         return self._scratch[name]
-
-
-def _host_floats(address: int, shape: torch.Size) -> torch.Tensor:
-    memory = (ctypes.c_float * shape.numel()).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)

@@ -1,5 +1,6 @@
 """Drafts by statistics, their review, acceptance and commit as one action of the device, with one
-wait for it: one CUDA graph for each number of rows and drafts, rounded up."""
+wait for it; or the tokens that a level drafts on its own. One CUDA graph for each number of rows
+and drafts, rounded up."""
 
 from __future__ import annotations
 
@@ -9,8 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine._C import NgramTable
-from cascade_engine.ops.cuda_action import CudaAction, Kind, Memory
+from cascade_engine.ops.cuda_action import ASKED, Asked, CudaAction, Kind, Memory, Report
 from cascade_engine.ops.cuda_program import (
     PAGE_TOKENS,
     CudaProgram,
@@ -22,39 +22,53 @@ from cascade_engine.ops.cuda_review import REASONS
 from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.launch import Launcher
 
+MAX_ALONE = 16
+"""Passes of a level on its own in one action."""
+NOBODY = [0, 0, -1, *[0] * (ASKED - 3)]
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Up to `count` drafts behind the `length` tokens of a row, all of which are final; with trees
-    `count` nodes, at most `depth` deep. `started` tells apart the rows that a slot holds one after
-    the other."""
+    """Up to `count` drafts behind the `length` tokens of a row, of which `cached` are cached and
+    those from the frontier on are reviewed as well; with trees (of rows all of whose tokens are
+    reviewed) `count` nodes, at most `depth` deep."""
 
     row: int
-    started: int
     length: int
     count: int
     depth: int
     sampler: Any
+    cached: int
+    frontier: int
     prediction: torch.Tensor | None = None
 
 
 class Reviewed(NamedTuple):
-    """The drafts (parents: of a tree), how many of them were accepted, the target's own token
-    behind these and, of a tree, the nodes accepted."""
+    """The drafts (parents: of a tree), the tokens from the frontier on that were accepted with the
+    level's own behind them, their probabilities where they are asked for and, of a tree, the nodes
+    accepted."""
 
     tokens: list[int]
     parents: list[int]
-    num_accepted: int
-    own: int
+    gained: list[int]
     path: list[int]
+    probs: list[float]
+
+
+class Drafted(NamedTuple):
+    """What a level drafted on its own for a row."""
+
+    tokens: list[int]
+    probs: list[float]
 
 
 class CudaSpeculation:
-    """Drafts from `table` (or Max-Gram alone) for the level whose passes `program` runs.
+    """Drafts from `table` (or Max-Gram alone) for the level whose passes `program` runs, or of that
+    level on its own.
 
-    The rows' final tokens stay on the device: what acceptance wrote there is never sent again.
-    `doubts` as those of the native Drafter. Nodes of trees are drafted above the path probability
-    `least`. `learned` tokens of finished requests at most.
+    Rows stay on the device: what is there is never sent again. `doubts` as those of the native
+    Drafter. Nodes of trees are drafted above the path probability `least`. `learned` tokens of
+    finished requests at most.
     """
 
     def __init__(
@@ -63,11 +77,11 @@ class CudaSpeculation:
         program: CudaProgram,
         logits: int,
         vocab: int,
-        table: NgramTable | None,
-        doubts: Sequence[float],
-        least: float,
-        learned: int,
-        graphs: bool,
+        table: dict[str, Any] | None = None,
+        doubts: Sequence[float] = (),
+        least: float = 0.0,
+        learned: int = 0,
+        graphs: bool = True,
     ) -> None:
         self._run, self._program = launcher, program
         self._action = CudaAction(launcher, program, logits, vocab, table, doubts, least, learned)
@@ -75,11 +89,6 @@ class CudaSpeculation:
         self._memory: dict[Shape, Memory] = {}
         self._graphs: dict[Kind, Callable[[], object] | None] | None = {} if graphs else None
         self._moves = 0
-        rows = len(program.tokens)
-        self._known: list[tuple[int, int]] = [(-1, 0)] * rows
-        """For each row: which of those that the slot has held, and how many of its tokens."""
-        self._tables = launcher.staging(*program.tables.shape, dtype=torch.int32)
-        self._tables_of = -1
         self._predictions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def learn(self, version: int, text: Callable[[], bytes]) -> None:
@@ -92,31 +101,62 @@ class CudaSpeculation:
         learned[:size] = self._run.send(tokens[:size])
         self._learned_size, self._learned_version = size, version
 
-    def run(self, asks: Sequence[Ask], trees: bool) -> list[Reviewed]:
-        """Drafts, reviews and commits for rows of which all but the last token are cached and whose
-        pages reach over the drafts. Afterwards as many tokens more are cached as were accepted, and
-        one. Raises ValueError when a row's logits allow no token."""
-        width = logit_bucket(1 + max(ask.count for ask in asks))
-        shape = Shape(bucket(len(asks)), width, width)
+    def run(
+        self, asks: Sequence[Ask], trees: bool, lenience: float = 1.0, probs: bool = False
+    ) -> list[Reviewed]:
+        """Drafts, reviews and commits for rows whose pages reach over the drafts. Afterwards all is
+        cached up to the last token accepted. Raises ValueError when a row's logits allow no
+        token."""
+        width = logit_bucket(max(ask.length - ask.cached + ask.count for ask in asks))
+        logits = logit_bucket(max(ask.length - ask.frontier + ask.count + 1 for ask in asks))
+        predicts = any(ask.prediction is not None for ask in asks)
+        report = self._act(
+            asks,
+            Shape(bucket(len(asks)), width, logits),
+            trees=trees,
+            predicts=predicts,
+            probs=probs,
+            lenience=lenience,
+        )
+        return self._reviewed(report, asks, trees, probs)
+
+    def draft(self, asks: Sequence[Ask]) -> list[Drafted]:
+        """Appends up to `count` tokens to each row, those that as many reviews of nothing would
+        append: fewer than MAX_ALONE at a time, and fewer behind logits that allow none. Raises
+        ValueError when the first token of a row is not to be had."""
+        width = logit_bucket(max(ask.length - ask.cached for ask in asks))
+        passes = min(max(ask.count for ask in asks), MAX_ALONE)
+        shape = Shape(bucket(len(asks)), width, 1)
+        report = self._act(asks, shape, probs=True, alone=passes)
+        own = report.lists[0].view(-1)[: passes * shape.rows].view(passes, shape.rows)
+        drafted = []
+        for i, ask in enumerate(asks):
+            tokens = own[: min(ask.count, passes), i].tolist()
+            gained = next((j for j, token in enumerate(tokens) if token < 0), len(tokens))
+            if gained == 0:
+                raise ValueError(REASONS[tokens[0]].format(ask.length))
+            self._program.on_device.wrote(ask.row, ask.length, tokens[:gained])
+            drafted.append(Drafted(tokens[:gained], report.kept_probs[i, :gained].tolist()))
+        return drafted
+
+    def _act(self, asks: Sequence[Ask], shape: Shape, trees: bool = False, **kind: Any) -> Report:
+        """One action, and the wait for it."""
         moves = self._program.prepare(shape)
         memory = self._memory.get(shape)
         if memory is None:
             memory = self._memory[shape] = Memory(self._run, shape)
         moved = self._fill_samplers(memory, [ask.sampler for ask in asks])
-        kind = self._kind(shape, memory, asks, trees)
-        moved = self._action.reserve(kind) or moved
+        kinds = {"predicts": False, **kind}
+        what = Kind(shape, trees, memory.edits, memory.filters, **kinds)
+        moved = self._action.reserve(what) or moved
         if self._graphs is not None and (moved or moves != self._moves):
             self._graphs.clear()
         self._moves = moves
         self._upload(memory, asks)
-        self._execute(kind, memory)
+        self._execute(what, memory)
         self._run.download(memory.report_host, memory.report)
         self._run.wait()
-        return self._reviewed(memory, asks, trees)
-
-    def _kind(self, shape: Shape, memory: Memory, asks: Sequence[Ask], trees: bool) -> Kind:
-        predicts = any(ask.prediction is not None for ask in asks)
-        return Kind(shape, trees, memory.edits, memory.filters, predicts)
+        return Report.of(memory.report_host, shape.rows)
 
     def _fill_samplers(self, memory: Memory, samplers: list[Any]) -> bool:
         """Kept while the same requests are reviewed; True where memory has moved."""
@@ -139,37 +179,21 @@ class CudaSpeculation:
         return moved
 
     def _upload(self, memory: Memory, asks: Sequence[Ask]) -> None:
-        program = self._program
-        told = []
+        told, rows = [], self._program.on_device
         for ask in asks:
             text = self._prediction(ask)
             words = (0, 0, 0) if text is None else (*_halves(text.data_ptr()), len(text))
-            told.append([*words[:2], ask.row, ask.length, ask.count, ask.depth, words[2], 0])
-            self._send_tokens(ask)
-        told += [[0, 0, -1, 0, 0, 0, 0, 0]] * (memory.asked.shape[1] - len(told))
+            sizes = (ask.row, ask.length, ask.count, ask.depth, words[2], 0)
+            told.append([*words[:2], *sizes, ask.cached, ask.frontier, ask.length + ask.count])
+            rows.send_tokens(ask.row, ask.length)
+            rows.send_table(ask.row, -(-(ask.length + ask.count) // PAGE_TOKENS))
+            rows.forget(ask.row, ask.frontier, ask.length + ask.count + 1)
+        told += [NOBODY] * (memory.asked.shape[1] - len(told))
         host = torch.tensor(told, dtype=torch.int32)
         memory.asked_host[:2] = host[:, :2].reshape(2, -1)
         memory.asked_host[2:] = host[:, 2:].T
-        memory.asked_host[7, 0] = self._learned_size
+        Asked.of(memory.asked_host).learned[0] = self._learned_size
         self._run.upload(memory.asked, memory.asked_host)
-        if self._tables_of != program.uploads:
-            self._tables.fill_(-2)
-            self._tables_of = program.uploads
-        for ask in asks:
-            pages = -(-(ask.length + ask.count) // PAGE_TOKENS)
-            table, sent = program.host_tables[ask.row, :pages], self._tables[ask.row, :pages]
-            if not torch.equal(table, sent):
-                sent.copy_(table)
-                self._run.upload(program.tables[ask.row, :pages], sent)
-
-    def _send_tokens(self, ask: Ask) -> None:
-        """What the device does not have of a row's final tokens."""
-        started, known = self._known[ask.row]
-        known = min(known, ask.length) if started == ask.started else 0
-        if known < ask.length:
-            tokens = self._program.host_tokens[ask.row, known : ask.length]
-            self._program.tokens[ask.row, known : ask.length] = self._run.send(tokens)
-        self._known[ask.row] = (ask.started, ask.length)
 
     def _prediction(self, ask: Ask) -> torch.Tensor | None:
         """The predicted text of a row on the device, kept while the row asks with it."""
@@ -193,19 +217,24 @@ class CudaSpeculation:
             self._graphs[kind] = graph
         graph()
 
-    def _reviewed(self, memory: Memory, asks: Sequence[Ask], trees: bool) -> list[Reviewed]:
+    def _reviewed(
+        self, report: Report, asks: Sequence[Ask], trees: bool, probs: bool
+    ) -> list[Reviewed]:
         """What came back; the rows' tokens are on the device already."""
-        numbers, lists = memory.parts(memory.report_host)
-        accepted, own, lengths, _, drafted = numbers.tolist()
-        paths, parents, tokens = lists.tolist()
+        accepted, own, _, _, drafted = report.numbers.tolist()
+        paths, parents, tokens = report.lists.tolist()
         found = []
         for i, ask in enumerate(asks):
             n, k = accepted[i], drafted[i]
             if own[i] < 0:
-                raise ValueError(REASONS[own[i]].format(ask.length + n))
-            self._known[ask.row] = (ask.started, lengths[i])
-            above, path = (parents[i][:k], paths[i][:n]) if trees else ([], [])
-            found.append(Reviewed(tokens[i][:k], above, n, own[i], path))
+                raise ValueError(REASONS[own[i]].format(ask.frontier + n))
+            above, path = (parents[i][:k], paths[i][:n]) if trees else ([], range(n))
+            host = self._program.host_tokens[ask.row, ask.frontier : ask.length].tolist()
+            reviewed = [*host, *tokens[i][:k]]
+            gained = [*(reviewed[node] for node in path), own[i]]
+            self._program.on_device.wrote(ask.row, ask.frontier, gained)
+            sure = report.kept_probs[i, : n + 1].tolist() if probs else []
+            found.append(Reviewed(tokens[i][:k], above, gained, list(path), sure))
         return found
 
 

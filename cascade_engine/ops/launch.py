@@ -94,6 +94,11 @@ class Launcher:
         """Copies to staging memory in the order of the launches; it is there after `wait`."""
         target.copy_(source, non_blocking=True)
 
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host, which waits for all that was launched; what is there already is
+        given back."""
+        return tensor.cpu()
+
     def wait(self) -> None:
         """Until all is done that was launched."""
         if self.device.type == "cuda":

@@ -193,7 +193,8 @@ void bind_choices(py::module_& m) {
     k.take("best", a.best).take("tokens", a.tokens).take("draft_probs", a.draft_probs);
     k.take("probs", a.probs).take("lenience", a.lenience).take("num_accepted", a.num_accepted);
     k.take("own", a.own).take("lengths", a.lengths).take("paths", a.paths);
-    k.take("path_lengths", a.path_lengths).finish();
+    k.take("path_lengths", a.path_lengths).take("kept_probs", a.kept_probs);
+    k.take("kept_stride", a.kept_stride).finish();
     accept(a, stream);
   });
 }
@@ -259,7 +260,8 @@ void bind_drafts(py::module_& m) {
     DraftedBatchArgs a;
     Keywords k("drafted_batch", kwargs);
     k.take("rows", a.rows).take("width", a.width).take("slots", a.slots);
-    k.take("lengths", a.lengths).take("drafted", a.drafted).take("parents", a.parents);
+    k.take("lengths", a.lengths).take("cached", a.cached).take("frontiers", a.frontiers);
+    k.take("ends", a.ends).take("drafted", a.drafted).take("parents", a.parents);
     k.take("tokens", a.tokens).take("token_stride", a.token_stride).take("starts", a.starts);
     k.take("counts", a.counts).take("bases", a.bases).take("ancestors", a.ancestors);
     k.take("wanted", a.wanted).take("nodes", a.nodes).finish();

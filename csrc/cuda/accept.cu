@@ -64,6 +64,9 @@ __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
     shared.parents[j] = parent_of(q, j);
   }
   __syncwarp();
+  float* kept_probs = args.kept_probs == nullptr
+                          ? nullptr
+                          : args.kept_probs + static_cast<int64_t>(r) * args.kept_stride;
   int accepted = 0, node = -1;
   for (;;) {
     if (shared.chosen[node + 1] < 0) break;
@@ -73,9 +76,9 @@ __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
     if (lane == 0) {
       shared.path[accepted] = child;
       tokens[accepted] = shared.tokens[child];
-      if (draft_probs != nullptr)
-        draft_probs[accepted] =
-            args.lenience > 1.0f ? shared.probs[child] : shared.draft_probs[child];
+      const float prob = args.lenience > 1.0f ? shared.probs[child] : shared.draft_probs[child];
+      if (draft_probs != nullptr) draft_probs[accepted] = prob;
+      if (kept_probs != nullptr) kept_probs[accepted] = prob;
     }
     node = child;
     ++accepted;
@@ -87,8 +90,11 @@ __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
   if (lane != 0) return;
   const int32_t own = shared.chosen[node + 1];
   if (own >= 0) tokens[accepted] = own;
-  if (own >= 0 && draft_probs != nullptr && args.probs != nullptr)
-    draft_probs[accepted] = args.probs[2 * (first + node + 1)];
+  if (own >= 0 && args.probs != nullptr) {
+    const float prob = args.probs[2 * (first + node + 1)];
+    if (draft_probs != nullptr) draft_probs[accepted] = prob;
+    if (kept_probs != nullptr) kept_probs[accepted] = prob;
+  }
   args.num_accepted[r] = accepted;
   args.own[r] = own;
   args.lengths[r] = base + accepted + (own >= 0 ? 1 : 0);
@@ -101,8 +107,11 @@ void accept(const AcceptArgs& args, Stream stream) {
   CE_CHECK(args.logit_width <= kMaxNodes + 1, "accept: at most ", kMaxNodes,
            " drafted tokens a row, got ", args.logit_width - 1);
   CE_CHECK(args.lenience >= 1.0f, "lenience must be >= 1 (1: lossless), got ", args.lenience);
-  CE_CHECK(args.lenience == 1.0f || (args.probs != nullptr && args.draft_probs != nullptr),
-           "lenience ", args.lenience, " compares probabilities: pass probs, or lenience 1");
+  CE_CHECK(args.lenience == 1.0f || args.probs != nullptr, "lenience ", args.lenience,
+           " compares probabilities: pass probs, or lenience 1");
+  CE_CHECK(args.kept_probs == nullptr || args.kept_stride >= args.logit_width,
+           "accept: kept_stride must be >= logit_width = ", args.logit_width, ", got ",
+           args.kept_stride);
   if (args.batch.rows <= 0) return;
   CE_LAUNCH(accept_kernel, static_cast<unsigned>(args.batch.rows), kWarp, sizeof(Shared), stream,
             args);

@@ -166,6 +166,9 @@ def test_the_batch_of_a_review(run: Launcher, trees: bool) -> None:
         width=width,
         slots=ints([2, 0, 1, -1]),
         lengths=ints([*lengths, 0]),
+        cached=None,
+        frontiers=None,
+        ends=None,
         drafted=ints([*drafted, 7]),
         parents=above.to(run.device) if trees else None,
         tokens=tokens,
@@ -185,3 +188,44 @@ def test_the_batch_of_a_review(run: Launcher, trees: bool) -> None:
         assert nodes[r, :n].tolist() == tokens[slot, length : length + n].tolist()
         if trees:
             assert ancestors[r, 1 : 1 + n].tolist() == ancestor_words(parents[r]).tolist()
+
+
+@pytest.mark.parametrize("trees", [False, True])
+def test_the_batch_of_rows_that_lag(run: Launcher, trees: bool) -> None:
+    """What is not cached is fed, from the frontier on with logits; rows at their end are holes."""
+    lengths, cached, frontiers, drafted = [9, 6, 7, 5], [5, 5, 6, 2], [8, 6, 7, 5], [3, 2, 1, 0]
+    if trees:
+        frontiers = lengths
+    tokens = torch.arange(4 * 80, dtype=torch.int32).view(4, 80).to(run.device)
+
+    def ints(values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=torch.int32, device=run.device)
+
+    parents = torch.full((4, NODES), -1, dtype=torch.int32, device=run.device)
+    parents[0, :3] = ints([-1, 0, 0])
+    out = torch.full((4, 4), -9, dtype=torch.int32, device=run.device)
+    ancestors = torch.zeros(4, 8, dtype=torch.int64, device=run.device)
+    nodes = torch.full((4, NODES), -9, dtype=torch.int32, device=run.device)
+    batch = {"rows": 4, "width": 8, "slots": ints(range(4)), "lengths": ints(lengths)}
+    batch |= {"parents": parents if trees else None, "tokens": tokens, "token_stride": 80}
+    batch |= {"starts": out[0], "counts": out[1], "bases": out[2], "wanted": out[3]}
+    batch |= {"ancestors": ancestors, "nodes": nodes}
+    run(
+        "drafted_batch",
+        **batch,
+        cached=ints(cached),
+        frontiers=ints(frontiers),
+        ends=ints([10, 10, 7, 6]),
+        drafted=ints(drafted),
+    )
+    starts, counts, bases, wanted = out.tolist()
+    assert starts == [5, 5, 0, 2]
+    assert counts == [4 + 3, 1 + 2, 0, 3]
+    assert wanted == ([4, 3, 0, 1] if trees else [5, 3, 0, 1])
+    assert bases == ([9, 6, NO_TREE, 5] if trees else [NO_TREE] * 4)
+    assert ancestors[0, 4:7].tolist() == ([1, 3, 5] if trees else [0, 0, 0])
+    assert nodes[0, :3].tolist() == tokens[0, 9:12].tolist()
+    assert (nodes[2] == -9).all()
+    run("drafted_batch", **batch, cached=None, frontiers=None, ends=None, drafted=None)
+    assert out[:2].tolist() == [[8, 5, 6, 4], [1] * 4]
+    assert out[3].tolist() == [1] * 4

@@ -66,6 +66,12 @@ learned_trees = partial(trees_of.test_trees_are_the_references, seed=3)
 predicted_trees = partial(trees_of.test_trees_are_the_references, seed=4)
 drafted_batch = partial(trees_of.test_the_batch_of_a_review, trees=True)
 
+
+def lagging_batch(run: Launcher) -> None:
+    trees_of.test_the_batch_of_rows_that_lag(run, True)
+    trees_of.test_the_batch_of_rows_that_lag(run, False)
+
+
 BUGS = [
     Bug(
         "ties go to the highest id",
@@ -400,9 +406,37 @@ BUGS = [
     Bug(
         "a hole is fed",
         "drafted_batch.cu",
-        "counts[r] = slot < 0 ? 0 :",
+        "counts[r] = hole ? 0 :",
         "counts[r] =",
         drafted_batch,
+    ),
+    Bug(
+        "rows at their end are fed",
+        "drafted_batch.cu",
+        "length >= args.ends[r]",
+        "length > args.ends[r]",
+        lagging_batch,
+    ),
+    Bug(
+        "a tree behind a lagging row",
+        "drafted_batch.cu",
+        "length - cached + j",
+        "1 + j",
+        lagging_batch,
+    ),
+    Bug(
+        "drafts before the row are not reviewed",
+        "drafted_batch.cu",
+        "args.frontiers == nullptr ? length : args.frontiers[r]",
+        "length",
+        lagging_batch,
+    ),
+    Bug(
+        "the own token has its draft's probability",
+        "accept.cu",
+        "args.probs[2 * (first + node + 1)]",
+        "args.probs[2 * (first + node + 1) + 1]",
+        reviews,
     ),
 ]
 

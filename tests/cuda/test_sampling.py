@@ -29,6 +29,7 @@ class Outcome:
     paths: list[list[int]]
     tokens: torch.Tensor
     probs: torch.Tensor | None
+    kept: torch.Tensor | None
 
 
 def review(
@@ -48,8 +49,10 @@ def review(
     logits = logits.to(device)
     best = torch.zeros(number * width, dtype=torch.int64, device=device)
     edits = samplers.edits or allowed is not None
-    processed = torch.full((number * width, vocab), torch.nan, device=device)
-    seen = torch.zeros(number * width, vocab, dtype=torch.int32, device=device)
+    # As much as ChooseArgs says, and a row behind that nobody may touch.
+    processed = torch.full((number * width + 1, vocab), torch.nan, device=device)
+    seen = torch.zeros(number * width + 1, vocab, dtype=torch.int32, device=device)
+    seen[-1] = 1 << 20
     chosen = torch.full((number * width, 2), torch.nan, device=device)
     shared = {
         "batch": rows.batch,
@@ -71,13 +74,16 @@ def review(
         **samplers.arguments(),
         **shared,
     )
-    assert not seen.any()
+    assert not seen[:-1].any()
+    assert (seen[-1] == 1 << 20).all()
+    assert processed[-1].isnan().all()
     probs = None if probs is None else probs.clone().to(device)
     trees = rows.trees is not None
     num_accepted, own, lengths, path_lengths = torch.full((4, number), -9, dtype=torch.int32).to(
         device
     )
     paths = torch.full((number, 64), -9, dtype=torch.int32, device=device)
+    kept = None if probs is None else torch.full((number, width), -1.0, device=device)
     run(
         "accept",
         tokens=rows.tokens,
@@ -88,6 +94,8 @@ def review(
         lengths=lengths,
         paths=paths if trees else None,
         path_lengths=path_lengths if trees else None,
+        kept_probs=kept,
+        kept_stride=width,
         **shared,
     )
     assert not best.any()
@@ -99,6 +107,7 @@ def review(
         found,
         rows.tokens.cpu(),
         None if probs is None else probs.cpu(),
+        None if kept is None else kept.cpu(),
     )
 
 
@@ -157,6 +166,10 @@ def test_reviews_are_the_oracles(run: Launcher, lenience: float) -> None:
                 torch.testing.assert_close(
                     got.probs[row, :end], torch.tensor(expected.probs), rtol=2e-4, atol=1e-6
                 )
+                assert got.kept is not None
+                gained = got.probs[row, case.frontiers[i] : end]
+                assert torch.equal(got.kept[i, : len(gained)], gained)
+                assert (got.kept[i, len(gained) :] == -1).all()
     assert accepted > 30
     assert unclear < 12
 

@@ -50,9 +50,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, int]]:
     calls: list[tuple[int, bool, int]] = []
     original = CudaSpeculation.run
 
-    def run(self: CudaSpeculation, asks: Any, trees: bool) -> Any:
+    def run(self: CudaSpeculation, asks: Any, trees: bool, *options: Any) -> Any:
         calls.append((len(asks), trees, max(ask.length + ask.depth for ask in asks)))
-        return original(self, asks, trees)
+        return original(self, asks, trees, *options)
 
     monkeypatch.setattr(CudaSpeculation, "run", run)
     return calls
@@ -151,7 +151,7 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
         assert speculation.fits(asked, trees)
         action = speculation._action.run
 
-        def run(asks: Any, trees: bool, hosts: Any = hosts, action: Any = action) -> Any:
+        def run(asks: Any, trees: bool, *_: Any, hosts: Any = hosts, action: Any = action) -> Any:
             found = action(asks, trees)
             assert [(r.tokens, r.parents if trees else []) for r in found] == hosts
             return found
@@ -261,7 +261,7 @@ def test_what_passes_of_the_host_changed_is_sent_again(graphs: Launcher) -> None
 def ask_of(level: NeuralLevel, length: int, sampler: Any) -> Ask:
     """Of slot 0, whose pages are reserved."""
     level.pages.reserve(0, length + 4, level.storage.copy_page)
-    return Ask(0, level.rows.starts[0], length, 4, 4, sampler)
+    return Ask(0, length, 4, 4, sampler, length - 1, length)
 
 
 def test_graphs_of_memory_that_moved_are_dropped(emulated: Launcher) -> None:

@@ -260,7 +260,7 @@ struct AcceptArgs {
   int32_t logit_width;
   uint64_t* best;         // of choose; zeros afterwards
   int32_t* tokens;        // the batch's, written
-  float* draft_probs;     // [token rows, token_stride], or null
+  float* draft_probs;     // [token rows, token_stride], or null: 1 each
   const float* probs;     // of choose; needed for lenience > 1 and for draft_probs
   float lenience;         // beyond 1: where no draft is the level's own token, the one it finds
                           // likeliest passes if that is likelier than draft_probs / lenience
@@ -269,6 +269,10 @@ struct AcceptArgs {
   int32_t* lengths;       // [rows] of the row afterwards
   int32_t* paths;         // [rows, 64] accepted nodes, for commit_path; null: chains
   int32_t* path_lengths;  // [rows]
+  // [rows, kept_stride], or null: of what the row gains, accepted tokens and own one, the
+  // probabilities that draft_probs gets
+  float* kept_probs;
+  int32_t kept_stride;
 };
 void accept(const AcceptArgs& args, Stream stream);
 
@@ -324,19 +328,22 @@ struct DraftTreeArgs {
 };
 void draft_tree(const DraftTreeArgs& args, const NgramView& table, Stream stream);
 
-// The batch of a review of what was just drafted behind the lengths[i] tokens of each row: its last
-// token and the drafts, a chain, or with `parents` a tree.
+// The batch of a review of what was just drafted behind the lengths[i] tokens of each row: what is
+// not cached of these, and the drafts, a chain, or with `parents` a tree.
 struct DraftedBatchArgs {
   int32_t rows, width;
   const int32_t* slots;  // [rows], -1: none
   const int32_t* lengths;
-  const int32_t* drafted;  // at most width - 1
-  const int32_t* parents;  // [rows, kMaxTreeNodes], or null
+  const int32_t* cached;     // [rows], or null: all but the last token
+  const int32_t* frontiers;  // [rows] tokens that need no review, more than cached; null: lengths
+  const int32_t* ends;       // [rows], or null; rows as long as that are done: holes
+  const int32_t* drafted;    // [rows], or null: nothing; at most width - lengths + cached
+  const int32_t* parents;    // [rows, kMaxTreeNodes], or null
   const int32_t* tokens;
   int64_t token_stride;
   int32_t *starts, *counts, *bases;  // [rows] of the Batch
-  uint64_t* ancestors;               // [rows, width]
-  int32_t* wanted;                   // [rows] all of them
+  uint64_t* ancestors;               // [rows, width], with parents
+  int32_t* wanted;                   // [rows] from the token before the frontier on
   int32_t* nodes;                    // [rows, kMaxTreeNodes] a copy of the drafted tokens
 };
 void drafted_batch(const DraftedBatchArgs& args, Stream stream);
