@@ -5,6 +5,8 @@ Under the emulation (`tests/cuda`) the same code runs the same kernels on the ho
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ from cascade_engine.ops.kernel_choice import chosen_kernels
 from cascade_engine.ops.launch import ELEMENT, Launcher
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
+CONFIDENT_PASSES = 4
+"""That are made at once where a row may stop before its last token."""
 LEAST_CAPABILITY = (8, 0)
 """bfloat16 and half-precision tensor cores with asynchronous copies."""
 
@@ -153,7 +157,8 @@ class CudaBackend:
         left_padded: bool = False,
         distributions: Any = None,
         reviews: Sequence[int] = (),
-    ) -> int:
+        min_confidences: Sequence[float] = (),
+    ) -> list[int]:
         """As `_C.draft`, for rows that go by the `exact` rule: the passes of a level that drafts on
         its own, one wait for all. Batches are always dense."""
         action = self._alone.get(program)
@@ -162,14 +167,17 @@ class CudaBackend:
             self._alone[program] = action
         sizes = zip(rows, lengths, counts, samplers, cached, strict=True)
         asks = [Ask(row, n, k, 0, sampler, begin, n) for row, n, k, sampler, begin in sizes]
-        drafted, made = action.draft(asks), max(counts)
-        for ask, found in zip(asks, drafted, strict=True):
-            if len(found.tokens) < ask.count:
-                made = min(made, len(found.tokens))
-        for ask, found in zip(asks, drafted, strict=True):
-            n, place = min(ask.count, made), ask.row * token_stride + ask.length
+        drafted = action.draft(asks, CONFIDENT_PASSES if any(min_confidences) else None)
+        made = []
+        for ask, found, least in zip(
+            asks, drafted, min_confidences or [0.0] * len(asks), strict=True
+        ):
+            sure = itertools.accumulate(found.probs, operator.mul)
+            n = next((i for i, prob in enumerate(sure, 1) if prob < least), len(found.tokens))
+            place = ask.row * token_stride + ask.length
             host_ints(tokens + 4 * place, n).copy_(torch.tensor(found.tokens[:n]))
             host_floats(probs + 4 * place, n).copy_(torch.tensor(found.probs[:n]))
+            made.append(n)
         return made
 
     def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:

@@ -120,12 +120,12 @@ class CudaSpeculation:
         )
         return self._reviewed(report, asks, trees, probs)
 
-    def draft(self, asks: Sequence[Ask]) -> list[Drafted]:
+    def draft(self, asks: Sequence[Ask], most: int | None = None) -> list[Drafted]:
         """Appends up to `count` tokens to each row, those that as many reviews of nothing would
-        append: fewer than MAX_ALONE at a time, and fewer behind logits that allow none. Raises
-        ValueError when the first token of a row is not to be had."""
-        width = logit_bucket(max(ask.length - ask.cached for ask in asks))
-        passes = min(max(ask.count for ask in asks), MAX_ALONE)
+        append: at most `most` at a time (MAX_ALONE), and fewer behind logits that allow none.
+        Raises ValueError when the first token of a row is not to be had."""
+        width = bucket(max(ask.length - ask.cached for ask in asks))
+        passes = min(max(ask.count for ask in asks), most or MAX_ALONE)
         shape = Shape(bucket(len(asks)), width, 1)
         report = self._act(asks, shape, probs=True, alone=passes)
         own = report.lists[0].view(-1)[: passes * shape.rows].view(passes, shape.rows)

@@ -3,6 +3,8 @@ their own. The tokens, counts and probabilities of the host's way, with one wait
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +174,7 @@ def test_drafts_of_a_level_on_its_own(graphs: Launcher, params: dict[str, Any]) 
     behind, and take turns with reviews of the host."""
     weights, sampler = random_weights(4, BF16, **SHAPE), Sampler(**params)
     torch.manual_seed(6)
-    prompts, counts = [random_row(9), random_row(17)], [5, 3]
+    prompts, counts = [random_row(9), random_row(90)], [5, 3]
     plain = make_level(graphs, weights)
     for slot, prompt in enumerate(prompts):
         plain.rows.write(slot, prompt)
@@ -204,6 +206,29 @@ def test_drafts_of_a_level_on_its_own(graphs: Launcher, params: dict[str, Any]) 
         ):
             assert torch.equal(ours[slot, :length], theirs[slot, :length])
     level.pages.check_integrity()
+
+
+def test_drafts_stop_where_confidence_falls(run: Launcher) -> None:
+    """Behind the token with which the product of the probabilities is too low, each row alone."""
+    weights, sampler = random_weights(4, BF16, **SHAPE), Sampler(temperature=0.0)
+    torch.manual_seed(6)
+    prompts, free, stops = [random_row(9), random_row(12)], make_level(run, weights), []
+    items = [DraftItem(slot, len(prompt), 4, sampler) for slot, prompt in enumerate(prompts)]
+    level = make_level(run, weights)
+    for each in (free, level):
+        for slot, prompt in enumerate(prompts):
+            each.rows.write(slot, prompt)
+    assert free.draft(items) == [4, 4]
+    for item, n in zip(items, (2, 3), strict=True):
+        probs = free.rows.read_probs(item.slot, item.length, item.length + n)
+        stops.append(replace(item, min_confidence=math.prod(probs) * 1.001))
+    assert level.draft(stops) == [2, 3]
+    for item, n in zip(items, (2, 3), strict=True):
+        end = item.length + n
+        assert level.rows.read(item.slot, 0, end) == free.rows.read(item.slot, 0, end)
+        assert level.pages.length[item.slot] == end - 1
+    again = [replace(s, length=s.length + n, tokens=9) for s, n in zip(stops, (2, 3), strict=True)]
+    assert max(level.draft(again)) <= 4
 
 
 def test_a_long_draft_comes_in_parts(run: Launcher) -> None:
