@@ -181,7 +181,12 @@ def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch
     level.prefill(0, 11)
     waits: list[str] = []
     launches: list[str] = []
-    wait, call = Launcher.wait, Launcher.__call__
+    sends: list[torch.Tensor] = []
+    wait, call, send = Launcher.wait, Launcher.__call__, Launcher.send
+
+    def sent(launcher: Launcher, tensor: torch.Tensor) -> torch.Tensor:
+        sends.append(tensor)
+        return send(launcher, tensor)
 
     def waited(launcher: Launcher) -> None:
         waits.append("wait")
@@ -192,19 +197,23 @@ def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch
         call(launcher, name, *args, **arguments)
 
     monkeypatch.setattr(Launcher, "wait", waited)
+    monkeypatch.setattr(Launcher, "send", sent)
     monkeypatch.setattr(Launcher, "__call__", launched)
+    greedy = Sampler(temperature=0.0)
     for trees in (False, True):
         length, replays = 12, getattr(graphs, "replays", 0)
         level.truncate(0, 11)
         level.rows.write(0, [1, 2, 3] * 4)
         for turn in range(5):
             waits.clear()
+            sends.clear()
             launches.clear()
-            asked = [Speculated(Proposal(0, length, 3), 3, Sampler(temperature=0.0))]
+            asked = [Speculated(Proposal(0, length, 3), 3, greedy)]
             ((_, verdict),) = speculation.review(asked, trees, 1)
             length += verdict.num_accepted + 1
             level.truncate(0, length - 1)
             assert len(waits) == 1
+            assert turn == 0 or not sends  # what was accepted is on the device
             assert turn < 2 or not launches
         if isinstance(graphs, RecordingLauncher):
             assert graphs.replays - replays == 4

@@ -22,6 +22,7 @@ from cascade_engine.levels import (
 )
 from cascade_engine.ops import CudaSpeculation, Sampler
 from cascade_engine.ops.cuda_review import CudaReview
+from cascade_engine.ops.device_rows import DeviceRows
 from cascade_engine.ops.launch import Launcher
 from tests.cuda.support import BF16, RecordingLauncher
 from tests.cuda.test_backend import SHAPE, make_level, random_row
@@ -113,6 +114,8 @@ def test_an_engine_keeps_its_tokens(
     assert found[0] == found[1] == found[2]
     counted = [[{**level, "seconds": 0, "passes": 0} for level in each["levels"]] for each in stats]
     assert counted[1] == counted[2]
+    passes = [[level["passes"] for level in each["levels"][:-1]] for each in stats]
+    assert passes[1] == passes[2]  # nobody's review was made apart
     alone = k_matrix[1:] == [[0, 0]]
     assert bool(calls.of("draft")) == alone
     assert len(calls.of("run") + calls.of("draft")) > 3
@@ -246,3 +249,28 @@ def test_logits_that_allow_no_token_end_a_draft(run: Launcher) -> None:
         level.draft([DraftItem(0, 12, 4, Sampler(temperature=0.0))])
     assert level.pages.length[0] == 11
     level.pages.check_integrity()
+
+
+def test_the_device_gets_what_it_lacks(emulated: Launcher) -> None:
+    """Whatever was written there, or may have been; never more than the row's tokens."""
+    host, tables = torch.arange(1, 25, dtype=torch.int32).view(2, 12), torch.zeros(2, 2)
+    rows = DeviceRows(emulated, host, tables.int(), 4)
+    rows.send_tokens(1, 9)
+    assert rows.tokens[1].tolist() == [*host[1, :9].tolist(), *[0] * 7]
+    rows.forget(1, 4, 12)
+    rows.tokens[1, 4:] = -7  # by a kernel
+    rows.send_tokens(1, 6)
+    assert rows.tokens[1].tolist() == [*host[1, :6].tolist(), *[-7] * 10]
+    host[1, 2] = 99
+    rows.wrote(1, 6, [-7] * 9)  # a tree reaches behind the row
+    rows.send_tokens(1, 8)
+    assert rows.tokens[1].tolist() == [*host[1, :8].tolist(), *[-7] * 8]
+    rows.feed([0, 1], [3, 8], [host[0, 3:5], torch.tensor([50, 51], dtype=torch.int32)])
+    assert rows.tokens[:, :10].tolist() == [
+        [0, 0, 0, 4, 5, 0, 0, 0, 0, 0],
+        [*host[1, :8].tolist(), 50, 51],
+    ]
+    rows.send_tokens(1, 10)
+    rows.send_tokens(0, 5)
+    assert torch.equal(rows.tokens[1, :10], host[1, :10])
+    assert torch.equal(rows.tokens[0, :5], host[0, :5])
