@@ -144,10 +144,10 @@ def measure_model(
 def measure_cycles(level: NeuralLevel, greedy: Sampler, repeats: int) -> list[dict[str, Any]]:
     """Microseconds of drafting for one row and reviewing that as one action, with what the level
     does on the host, and of the pass in it, launched and waited for alone."""
-    statistical = StatisticalLevel(level._backend, level.rows)
+    statistical = StatisticalLevel(level.backend, level.rows)
     speculation = Speculation.of(level, statistical)
     assert speculation is not None
-    run, program = level._backend.launcher, level._program
+    run, program = level.backend.launcher, level._program
     periodic = [1 + i % PERIOD for i in range(LENGTH)]
     level.rows.write(0, periodic)
     level.truncate(0, 0)

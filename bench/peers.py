@@ -124,7 +124,7 @@ class Ours:
 
     def _outside_native(self, tokens: int) -> tuple[float, float]:
         native = [0.0]
-        backend, program = self.level._backend, self.level._program
+        backend, program = self.level.backend, self.level._program
 
         def timed(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:

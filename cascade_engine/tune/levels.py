@@ -20,7 +20,8 @@ class RecordedLevel(NeuralLevel):
         self.name, self.weights, self.context = level.name, level.weights, level.context
         self.vocab_size, self.left_padded = level.vocab_size, False
         self.rows = rows
-        self._number, self.drafts, self.cascades = number, level.drafts, False
+        self._number, self.cascades = number, False
+        self.drafts, self.rejects = level.drafts, level.rejects
         self._recordings = recordings
         count, capacity = rows.tokens.shape
         self.row_tokens = min(self.context, capacity)

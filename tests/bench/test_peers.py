@@ -63,8 +63,8 @@ def test_a_step_reads_the_weights_and_the_context(ours: Ours) -> None:
 
 
 def test_the_share_outside_native_code_is_one(ours: Ours) -> None:
-    program, accept = ours.level._program, ours.level._backend.accept
+    program, accept = ours.level._program, ours.level.backend.accept
     found = ours.outside_native(tokens=8, repeats=2)
     assert 0 < found["share"] < 1
     assert found["seconds_per_token"] > 0
-    assert (ours.level._program, ours.level._backend.accept) == (program, accept)
+    assert (ours.level._program, ours.level.backend.accept) == (program, accept)

@@ -139,7 +139,7 @@ def test_the_cascade_changes_no_token(run: Launcher, params: dict[str, Any]) -> 
         plain.append(level.rows.read(slot, 0, len(prompt) + 14))
 
     level = make_level(run, weights)
-    drafts = StatisticalLevel(level._backend, level.rows)
+    drafts = StatisticalLevel(level.backend, level.rows)
     lengths = [len(p) for p in prompts]
     for slot, prompt in enumerate(prompts):
         level.rows.write(slot, prompt)

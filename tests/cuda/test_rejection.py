@@ -63,7 +63,7 @@ def test_verdicts_are_those_of_the_rule(run: Launcher) -> None:
     logits = level.score(0, 12, 4)
     rows = level.rows
     [(accepted, own, _)] = _C.accept(
-        level._backend.context,
+        level.backend.context,
         logits=logits.data_ptr(),
         logits_stride=logits.shape[1],
         vocab=VOCAB,

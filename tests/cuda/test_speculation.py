@@ -117,7 +117,7 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
     rng = random.Random(5)
     weights, table = random_weights(3, BF16, **SHAPE), small_table(rng, 66)
     level = make_level(graphs, weights)
-    statistical = StatisticalLevel(level._backend, level.rows, table, learn_tokens=256)
+    statistical = StatisticalLevel(level.backend, level.rows, table, learn_tokens=256)
     speculation = Speculation.of(level, statistical)
     assert speculation is not None
     samplers = [Sampler(temperature=0.0), Sampler(temperature=0.9, seed=8)]
@@ -174,7 +174,7 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
 def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """And from the second time on one graph, for chains and trees each."""
     level = make_level(graphs, random_weights(2, BF16, **SHAPE))
-    statistical = StatisticalLevel(level._backend, level.rows)
+    statistical = StatisticalLevel(level.backend, level.rows)
     speculation = Speculation.of(level, statistical)
     assert speculation is not None
     level.rows.write(0, [1, 2, 3] * 4)
@@ -222,7 +222,7 @@ def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch
 def test_a_row_whose_logits_are_no_numbers_stays_as_it_was(run: Launcher) -> None:
     weights = random_weights(2, BF16, **SHAPE)
     level = make_level(run, weights)
-    statistical = StatisticalLevel(level._backend, level.rows)
+    statistical = StatisticalLevel(level.backend, level.rows)
     speculation = Speculation.of(level, statistical)
     assert speculation is not None
     level.rows.write(0, [1, 2, 3] * 4)
@@ -240,7 +240,7 @@ def test_what_passes_of_the_host_changed_is_sent_again(graphs: Launcher) -> None
     """A row gets the pages and tokens back that it had, after another one was there."""
     weights, sampler = random_weights(2, BF16, **SHAPE), Sampler(temperature=0.0)
     level = make_level(graphs, weights)
-    statistical = StatisticalLevel(level._backend, level.rows)
+    statistical = StatisticalLevel(level.backend, level.rows)
     speculation = Speculation.of(level, statistical)
     assert speculation is not None
     first, second = [t % 5 for t in random_row(33)], [50 + t % 5 for t in random_row(33)]
@@ -276,7 +276,7 @@ def ask_of(level: NeuralLevel, length: int, sampler: Any) -> Ask:
 def test_graphs_of_memory_that_moved_are_dropped(emulated: Launcher) -> None:
     graphs = RecordingLauncher(emulated)
     level = make_level(graphs, random_weights(2, BF16, **SHAPE))
-    speculation = Speculation.of(level, StatisticalLevel(level._backend, level.rows))
+    speculation = Speculation.of(level, StatisticalLevel(level.backend, level.rows))
     assert speculation is not None
     level.rows.write(0, [1, 2, 3] * 4)
     level.prefill(0, 11)

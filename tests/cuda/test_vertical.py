@@ -132,7 +132,7 @@ def test_a_review_leaves_the_hosts_probabilities(graphs: Launcher, lenience: flo
     outcomes = []
     for device in (False, True):
         level = make_level(graphs, weights)
-        statistical = StatisticalLevel(level._backend, level.rows)
+        statistical = StatisticalLevel(level.backend, level.rows)
         proposals = []
         for slot, (prompt, lag) in enumerate(zip(prompts, lags, strict=True)):
             level.rows.write(slot, prompt)
