@@ -193,9 +193,9 @@ class Cycle:
     def _sorted(
         self, level: int, actions: Sequence[tuple[Row, Action]]
     ) -> tuple[list[tuple[Row, Draft]], list[tuple[Row, Review]]]:
-        """The drafts and reviews of a level. What a neural level cannot draft by itself, because its
-        backend does not, it needs the request's functions, or it has tokens to judge first, becomes
-        a review, which ends with one token of its own."""
+        """The drafts and reviews of a level. What a neural level cannot draft by itself, because
+        its backend does not, it needs the request's functions, or it has tokens to judge first,
+        becomes a review, which ends with one token of its own."""
         drafts: list[tuple[Row, Draft]] = []
         reviews: list[tuple[Row, Review]] = []
         for row, action in actions:
