@@ -179,6 +179,11 @@ static void run_block(const Call& call, int64_t block) {
     const int64_t first_row = tiling.first_row(begin);
     const uint32_t* exceptions =
         coded ? matrix.coded.exceptions + matrix.coded.first[block] : nullptr;
+    for (int64_t row = first_row; row < tiling.first_row(end); ++row) {
+      const float* y = call.args.y + row * call.args.w.n + block * kBlockColumns;
+      __builtin_prefetch(y, 1, 2);
+      __builtin_prefetch(y + 16, 1, 2);
+    }
     for (int64_t step = 0; step < call.steps; step += kLinearSlab) {
       const int64_t steps = call.steps - step < kLinearSlab ? call.steps - step : kLinearSlab;
       const char* slab = w + step * step_size;
