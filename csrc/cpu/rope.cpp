@@ -56,27 +56,38 @@ void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head,
   }
 }
 
+int64_t pages_touched(const Segment& segment) {
+  return (segment.start % kPageTokens + segment.count + kPageTokens - 1) / kPageTokens;
+}
+
 }  // namespace
 
 void rope_store(const RopeStoreArgs& args, ThreadPool& pool) {
   const int64_t heads = args.heads + args.cache.kv_heads;
+  int64_t items = 0, tokens = 0;
   for (int s = 0; s < args.segment_count; ++s) {
-    const Segment& segment = args.segments[s];
-    // Workers share out (page, head), whole pages at a time where there are many: the tokens of a
-    // page share the cache lines of its transposed keys, heads those of a token's row.
-    const int offset = segment.start % kPageTokens;
-    const int64_t pages = (offset + segment.count + kPageTokens - 1) / kPageTokens;
-    const int64_t some = (heads * pages + 4 * pool.size() - 1) / (4 * pool.size());
-    const int64_t grain = segment.count < 4 ? heads * pages : some < heads ? some : heads;
-    pool.parallel_for(heads * pages, grain, [&](int64_t begin, int64_t end, int) {
-      for (int64_t item = begin; item < end; ++item) {
-        const int first = static_cast<int>(item / heads) * kPageTokens - offset;
+    items += heads * pages_touched(args.segments[s]);
+    tokens += args.segments[s].count;
+  }
+  // Workers share out (segment, page, head), whole pages at a time where there are many: the tokens
+  // of a page share the cache lines of its transposed keys, heads those of a token's row.
+  const int64_t some = (items + 4 * pool.size() - 1) / (4 * pool.size());
+  const int64_t grain = tokens < 4 ? items : some < heads ? some : heads;
+  pool.parallel_for(items, grain, [&](int64_t begin, int64_t end, int) {
+    for (int s = 0; s < args.segment_count && end > 0; ++s) {
+      const Segment& segment = args.segments[s];
+      const int offset = segment.start % kPageTokens;
+      const int64_t own = heads * pages_touched(segment);
+      for (; begin < own && begin < end; ++begin) {
+        const int first = static_cast<int>(begin / heads) * kPageTokens - offset;
         const int last = first + kPageTokens;
-        store_head(args, segment, item % heads, first < 0 ? 0 : first,
+        store_head(args, segment, begin % heads, first < 0 ? 0 : first,
                    last < segment.count ? last : segment.count);
       }
-    });
-  }
+      begin -= own;
+      end -= own;
+    }
+  });
 }
 
 }  // namespace ce::CE_ISA
