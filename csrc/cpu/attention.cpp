@@ -25,8 +25,7 @@ struct Step {
   bool more;
 };
 
-// Softmax numerators of a query from its scores of lanes 0..count-1 of a chunk; rounded where pairs
-// are multiplied.
+// Softmax numerators of a query from its scores of lanes 0..count-1 of a chunk.
 template <typename T>
 static inline void finish_scores(const Work& work, int64_t query, const Step& step, float* scores,
                                  int64_t count) {
@@ -34,8 +33,7 @@ static inline void finish_scores(const Work& work, int64_t query, const Step& st
   if (bias.table != nullptr)
     add_bias(scores, count, bias.table + work.head(query) * bias.width(), bias.reach,
              work.origin(step.chunk) - work.position(query));
-  exponentiate(scores, work.skipped(step.chunk), count, work.partial(query, step.slot));
-  if constexpr (kInPairs<T>) round_weights(scores, count);
+  exponentiate<T>(scores, work.skipped(step.chunk), count, work.partial(query, step.slot));
 }
 
 template <typename T>

@@ -19,11 +19,26 @@ template <typename T>
 constexpr bool kInPairs = false;
 #endif
 
-// Rounds `count` softmax numerators and the zeros up to the next 16 in place: bf16 from the start
-// on.
-static inline void round_weights(float* weights, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16)
-    store_bf16_part(reinterpret_cast<bf16*>(weights) + i, load(weights + i), 16);
+// e^x for x <= 0, relative error below 4e-6: for what is rounded to bf16. x below -88 gives exactly
+// 0.
+static inline f32x16 exp_for_rounding(f32x16 x) {
+  const f32x16 t = x * set1(1.44269504088896341f);
+  const f32x16 n = round_int(t);
+  const f32x16 r = t - n;  // e^x = 2^n 2^r, the latter by its series
+  f32x16 p = set1(1.3333558e-3f);
+  p = fma(p, r, set1(9.6181291e-3f));
+  p = fma(p, r, set1(5.5504109e-2f));
+  p = fma(p, r, set1(2.4022651e-1f));
+  p = fma(p, r, set1(6.9314718e-1f));
+  p = fma(p, r, set1(1.0f));
+  return select(less(t, set1(-126.0f)), zero(), scale_pow2(p, n));
+}
+
+// Writes 16 softmax numerators, rounded, to where score number i was read. Returns them.
+static inline f32x16 round_weights(float* scores, int64_t i, f32x16 difference) {
+  const f32x16 weight = exp_for_rounding(difference);
+  store_bf16_part(reinterpret_cast<bf16*>(scores) + i, weight, 16);
+  return weight;
 }
 
 #if defined(__AVX512BF16__)

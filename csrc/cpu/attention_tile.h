@@ -60,7 +60,9 @@ static inline void add_bias(float* scores, int64_t count, const float* head, int
 }
 
 // Turns scores skipped..count-1, skipped < 16, into softmax numerators; those before them and the
-// rest of the last page, which may hold anything, become zeros.
+// rest of the last page, which may hold anything, become zeros. Where pairs are multiplied they are
+// bf16, from the beginning of `scores` on.
+template <typename T>
 static inline void exponentiate(float* scores, int64_t skipped, int64_t count, float* partial) {
   const f32x16 nothing = set1(-__builtin_inff());
   f32x16 highest = nothing;
@@ -76,9 +78,14 @@ static inline void exponentiate(float* scores, int64_t skipped, int64_t count, f
   const float maximum = reduce_max(highest);
   f32x16 sum = zero();
   for (int64_t i = 0; i < count; i += 16) {
-    const f32x16 weight = exp(load(scores + i) - set1(maximum));
-    store(scores + i, weight);
-    sum = sum + weight;
+    const f32x16 difference = load(scores + i) - set1(maximum);
+    if constexpr (kInPairs<T>) {
+      sum = sum + round_weights(scores, i, difference);
+    } else {
+      const f32x16 weight = exp(difference);
+      store(scores + i, weight);
+      sum = sum + weight;
+    }
   }
   partial[0] = maximum;
   partial[1] = reduce_add(sum);
