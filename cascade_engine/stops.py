@@ -172,7 +172,10 @@ class StopChecker:
         if looking and token_id in self._end_ids:
             return self._end_at_token(token_id)
         text = "" if self._decoder is None else self._decoder.text(token_id)
-        return self._scan(text, looking) if self._strings.stops else self._show(text)
+        if self._strings.stops:
+            return self._scan(text, looking)
+        self._shown.append(text)
+        return Release(text)
 
     def has_end(self, token_ids: Sequence[int], before: int) -> bool:
         """Whether one of these tokens ends the request by itself; `before` of the request's tokens

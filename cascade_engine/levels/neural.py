@@ -11,7 +11,7 @@ from cascade_engine.cache import PAGE_TOKENS, KVStorage, LeadingPages, PageTable
 from cascade_engine.errors import CapacityError
 from cascade_engine.levels.judged import judge, read_logprobs, read_siblings
 from cascade_engine.levels.rows import DraftItem, Rejection, ReviewItem, TokenRows, Verdict
-from cascade_engine.levels.tree import MAX_NODES
+from cascade_engine.levels.tree import MAX_NODES, unmoved
 from cascade_engine.models import llama
 from cascade_engine.models.family import ModelWeights
 from cascade_engine.models.llama import LlamaWeights
@@ -130,7 +130,7 @@ class NeuralLevel:
         verdicts = self.backend.accept(
             **self._logits_and_tokens(),
             logit_rows=self._program.rows(self._logits),
-            probs=self.rows.draft_probs.data_ptr(),
+            probs=self.rows.probs_address,
             rows=slots,
             frontiers=[item.frontier for item in items],
             lengths=[item.frontier + item.drafted for item in items],
@@ -156,7 +156,7 @@ class NeuralLevel:
                 token,
                 logprobs.get(i, ()),
                 path,
-                num_accepted if item.tree is None else _unmoved(path),
+                num_accepted if item.tree is None else unmoved(path),
                 siblings.get(i, ()),
             )
             for i, (item, (num_accepted, token, path)) in enumerate(
@@ -197,14 +197,14 @@ class NeuralLevel:
 
     def loop_arguments(self, samplers: Sequence[Sampler]) -> dict[str, Any]:
         """What native loops take that draft by this level for rows with these samplers."""
-        tokens, rejects = self.rows.tokens, any(sampler.rejects for sampler in samplers)
+        rejects = any(sampler.rejects for sampler in samplers)
         return {
             "program": self._program,
             "logits": self._logits,
             "vocab": self.vocab_size,
-            "tokens": tokens.data_ptr(),
-            "token_stride": tokens.shape[1],
-            "probs": self.rows.draft_probs.data_ptr(),
+            "tokens": self.rows.address,
+            "token_stride": self.rows.capacity,
+            "probs": self.rows.probs_address,
             "left_padded": self.left_padded,
             "distributions": self.rows.distributions if rejects else None,
         }
@@ -249,19 +249,18 @@ class NeuralLevel:
         }
 
     def _logits_and_tokens(self) -> dict[str, int]:
-        tokens = self.rows.tokens
         return {
             "logits": self._program.data(self._logits),
             "logits_stride": self._program.cols(self._logits),
             "vocab": self.vocab_size,
-            "tokens": tokens.data_ptr(),
-            "token_stride": tokens.shape[1],
+            "tokens": self.rows.address,
+            "token_stride": self.rows.capacity,
         }
 
     def _commit(self, item: ReviewItem, path: list[int], end: int) -> None:
         """Keys and values of an accepted path go to the slots of their positions, which are this
         row's own: `_feed` reserved them."""
-        if _unmoved(path) < len(path):
+        if unmoved(path) < len(path):
             self._program.commit(item.slot, item.frontier, path)
         self.pages.truncate(item.slot, end)
 
@@ -301,9 +300,3 @@ class NeuralLevel:
         self._program.run(slots, starts, counts, logits, self.left_padded, trees)
         for slot, end in zip(slots, ends, strict=True):
             pages.length[slot] = end
-
-
-def _unmoved(path: Sequence[int]) -> int:
-    """Leading nodes of a path that stand in the slots of their positions: a tree begins with the
-    row's own drafts."""
-    return next((i for i, node in enumerate(path) if node != i), len(path))

@@ -33,6 +33,7 @@ class TokenRows:
         self.sources = torch.zeros(rows, dtype=torch.int32)
         self.starts = [0] * rows
         """How often each row was started over."""
+        self.address, self.probs_address = self.tokens.data_ptr(), self.draft_probs.data_ptr()
         # Reading a few tokens through the tensor costs microseconds, through its memory a tenth.
         memory = (ctypes.c_int32 * self.tokens.numel()).from_address(self.tokens.data_ptr())
         self._memory = memoryview(memory).cast("B").cast("i")

@@ -79,9 +79,10 @@ class Segments:
         """Whether the longest segments fit the level's context, and the pages that are free."""
         pages, missing = self._level.pages, 0
         for item in items:
-            if item.reach > self._level.row_tokens:
+            reach = item.reach
+            if reach > self._level.row_tokens:
                 return False
-            missing += pages.missing(item.slot, item.reach)
+            missing += pages.missing(item.slot, reach)
         return missing <= pages.available_pages
 
     def draft(self, items: Sequence[SegmentItem], lenience: float) -> SegmentsDrafted:

@@ -127,7 +127,6 @@ class StatisticalLevel:
 
     def propose(self, proposals: Sequence[Proposal]) -> list[int]:
         """Appends tokens to each row; returns how many."""
-        tokens, probs = self._rows.tokens, self._rows.draft_probs
         predictions = [p.prediction for p in proposals]
         corpora: dict[str, list[int]] = {}
         if any(prediction is not None for prediction in predictions):
@@ -136,9 +135,9 @@ class StatisticalLevel:
                 "corpus_lengths": [0 if p is None else len(p) for p in predictions],
             }
         return self._backend.propose(
-            tokens=tokens.data_ptr(),
-            token_stride=tokens.shape[1],
-            probs=probs.data_ptr(),
+            tokens=self._rows.address,
+            token_stride=self._rows.capacity,
+            probs=self._rows.probs_address,
             rows=[p.slot for p in proposals],
             lengths=[p.length for p in proposals],
             counts=[p.tokens for p in proposals],

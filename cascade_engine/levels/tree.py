@@ -204,3 +204,9 @@ class TokenTrie:
                 last = node
         first = set(order)
         return order + [node for node in picked if node not in first]
+
+
+def unmoved(path: Sequence[int]) -> int:
+    """Leading nodes of a path that stand in the slots of their positions: a tree begins with the
+    row's own drafts."""
+    return next((i for i, node in enumerate(path) if node != i), len(path))
