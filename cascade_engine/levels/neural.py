@@ -124,14 +124,14 @@ class NeuralLevel:
         for item in items:
             self.catch_up(item.slot, item.length, item.frontier - 1)
         self._feed_items(items)
-        slots = [item.slot for item in items]
+        logits = self._logits_and_tokens()
         allowed = [0 if item.allowed is None else item.allowed.data_ptr() for item in items]
         trees = [item.tree for item in items]
         verdicts = self.backend.accept(
-            **self._logits_and_tokens(),
+            **logits,
             logit_rows=self._program.rows(self._logits),
             probs=self.rows.probs_address,
-            rows=slots,
+            rows=[item.slot for item in items],
             frontiers=[item.frontier for item in items],
             lengths=[item.frontier + item.drafted for item in items],
             samplers=[item.sampler for item in items],
@@ -144,7 +144,6 @@ class NeuralLevel:
         )
         asked = any(item.logprobs is not None or item.siblings for item in items)
         judged = judge(items, verdicts, allowed) if asked else []
-        logits = self._logits_and_tokens() if asked else {}
         logprobs = read_logprobs(self.backend, logits, judged)
         siblings = read_siblings(self.backend, logits, judged)
         for item, (num_accepted, _, path) in zip(items, verdicts, strict=True):
