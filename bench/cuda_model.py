@@ -1,6 +1,6 @@
 """Plain decoding, reviews and cascade cycles of a LLaMA-2-7B shape with random weights, on the GPU.
 
-    python -m bench.cuda_model [--dependent-launch] [--peers none] --json FILE
+    python -m bench.cuda_model [--dependent-launch [--against FILE]] [--peers none] --json FILE
 
 Times of whole reviews, host work included, beside reading the weights once at the bandwidth of a
 device-to-device copy, beside transformers where it is installed, and the share of a cycle (drafts,
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from cascade_engine.levels import (
 from cascade_engine.models.config import LlamaConfig, RopeConfig, inv_freq
 from cascade_engine.models.llama import LlamaLayer, LlamaWeights
 from cascade_engine.ops import CudaBackend, LinearWeight, Sampler
+from cascade_engine.ops.cuda import DEPENDENT_LAUNCH
 
 VOCABULARY, CONTEXT, LENGTH = 32000, 2048, 512
 PERIOD = 7
@@ -190,6 +193,19 @@ def figures(results: list[dict[str, Any]], theirs: list[float] | None) -> dict[s
     return found
 
 
+def show_decision(results: list[dict[str, Any]], against: str) -> dict[str, float]:
+    """How reviews and cycles stand to those of an earlier run without dependent launches."""
+    earlier = {
+        r["case"]: r["us"]["median"] for r in json.loads(Path(against).read_text())["results"]
+    }
+    ratios = {r["case"]: r["us"]["median"] / earlier[r["case"]] for r in results}
+    for case, ratio in ratios.items():
+        print(f"{case}: {ratio:.3f} x the time without dependent launches")
+    faster = max(ratios.values()) < 1.0
+    print("dependent launches pay here:", f"set {DEPENDENT_LAUNCH}=1" if faster else "no")
+    return ratios
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda_model", description=__doc__)
     parser.add_argument(
@@ -197,6 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="kernels start while the one before them ends (compute capability 9.0)",
     )
+    parser.add_argument("--against", metavar="FILE", help="a run without that, to decide by")
     parser.add_argument("--peers", choices=["all", "none"], default="all")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args(argv)
@@ -219,6 +236,8 @@ def main(argv: list[str] | None = None) -> None:
     device.facts["dependent_launch"] = args.dependent_launch
     device.facts["kernels"] = backend.launcher.choices
     report = {"machine": device.facts, "results": results, "figures": found, "bars": bars}
+    if args.against:
+        report["over_independent"] = show_decision(results, args.against)
     write_json(args.json, report)
 
 

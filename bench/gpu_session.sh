@@ -120,7 +120,7 @@ case $mode in
     on_gpu "$(($(left) * 2 / 3))" "$OUT/model.log" \
       "$PYTHON" -m bench.cuda_model --json "$OUT/model.json" || status=$?
     on_gpu "$(left)" "$OUT/model-dependent.log" "$PYTHON" -m bench.cuda_model --dependent-launch \
-      --peers none --json "$OUT/model-dependent.json" || status=$?
+      --against "$OUT/model.json" --peers none --json "$OUT/model-dependent.json" || status=$?
     exit $status
     ;;
 esac

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from cascade_engine.ops.launch import ELEMENT, Launcher
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
 CONFIDENT_PASSES = 4
 """That are made at once where a row may stop before its last token."""
+DEPENDENT_LAUNCH = "CASCADE_DEPENDENT_LAUNCH"
+"""Other than 0: kernels start while those in front of them end (compute capability 9.0)."""
 LEAST_CAPABILITY = (8, 0)
 """bfloat16 and half-precision tensor cores with asynchronous copies."""
 
@@ -65,6 +68,7 @@ class CudaBackend:
             check_device(torch.device(device))
             launcher = Launcher(_C.cuda, torch.device(device))
             launcher.choices = chosen_kernels(launcher)
+            launcher.set_dependent(os.environ.get(DEPENDENT_LAUNCH, "0") not in ("", "0"))
         self.launcher = launcher
         self.device = launcher.device
         self.graphs = graphs and launcher.captures

@@ -27,16 +27,32 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Every kernel begins with this. Launched as a dependent (set_dependent_launch), it has started
-// while the launch before it still ran: it lets the next one do the same, and waits until that one
-// is complete and its writes can be seen. Else it does nothing.
-__device__ __forceinline__ void after_previous_launch() {
+// Every kernel begins with one of these two. Launched as a dependent (set_dependent_launch), it has
+// started while the launch before it still ran; else they do nothing.
+//
+// Lets the next launch start. Before wait_for_previous_launch the kernel may read what no launch
+// writes, with copy_constant16, and nothing else.
+__device__ __forceinline__ void start_next_launch() {
 #if !defined(CE_EMULATION) && defined(__CUDA_ARCH__)
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+#endif
+}
+// Until the launch before this one is complete and its writes can be seen, and with it, as every
+// kernel waits, all before that.
+__device__ __forceinline__ void wait_for_previous_launch() {
+#if defined(CE_EMULATION)
+  emulation::wait_for_previous_launch();
+#elif defined(__CUDA_ARCH__)
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 #endif
+}
+__device__ __forceinline__ void after_previous_launch() {
+  start_next_launch();
+  wait_for_previous_launch();
 }
 
 // Conversions round to nearest even.
@@ -66,7 +82,9 @@ inline f16 from_float<f16>(float value) {
 }
 
 #define copy_async16(shared, global, bytes) \
-  ::ce::emulation::copy_async(shared, global, bytes, CE_PLACE)
+  ::ce::emulation::copy_async(shared, global, bytes, false, CE_PLACE)
+#define copy_constant16(shared, global) \
+  ::ce::emulation::copy_async(shared, global, 16, true, CE_PLACE)
 inline void copy_async_commit() {
   emulation::copy_async_commit();
 }
@@ -123,6 +141,10 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global, i
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
                "r"(bytes));
+}
+// Likewise of 16 bytes that no launch writes: it need not wait for the launch before.
+__device__ __forceinline__ void copy_constant16(void* shared, const void* global) {
+  copy_async16(shared, global, 16);
 }
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

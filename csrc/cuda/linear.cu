@@ -42,8 +42,8 @@ struct Tile {
 };
 
 template <int kRowTiles>
-__device__ __forceinline__ void load_stage(const LinearArgs& args, const Tile& tile, int stage,
-                                           Shared<kRowTiles>& shared) {
+__device__ __forceinline__ void load_weights(const LinearArgs& args, const Tile& tile, int stage,
+                                             Shared<kRowTiles>& shared) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int buffer = stage % kStages;
   const int64_t k_tiles = ceil_div(args.k, kLinearStep) * kSteps;
@@ -52,8 +52,14 @@ __device__ __forceinline__ void load_stage(const LinearArgs& args, const Tile& t
     const int64_t row = (static_cast<int64_t>(tile.block) * kWarps + warp) * kWarpTiles + i;
     const uint4* from = weights + (row * k_tiles + stage * kSteps) * kWarp + lane;
     for (int s = 0; s < kSteps; ++s)
-      copy_async16(&shared.weights[buffer][warp][i][s][lane], from + s * kWarp, 16);
+      copy_constant16(&shared.weights[buffer][warp][i][s][lane], from + s * kWarp);
   }
+}
+
+template <int kRowTiles>
+__device__ __forceinline__ void load_x(const LinearArgs& args, const Tile& tile, int stage,
+                                       Shared<kRowTiles>& shared) {
+  const int thread = static_cast<int>(threadIdx.x), buffer = stage % kStages;
   const uint16_t* x = static_cast<const uint16_t*>(args.x);
   for (int i = thread; i < kRowTiles * 16 * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
@@ -169,23 +175,37 @@ __device__ __forceinline__ void write_tile(const LinearArgs& args, int64_t first
   }
 }
 
+// `ahead`: the first stages' weights are on their way, each stage a group of copies, before the
+// launch in front has ended; groups of x follow. Else a stage is one group.
 template <typename T, int kRowTiles>
-__global__ void __launch_bounds__(kThreads, 2) linear_kernel(LinearArgs args, int splits) {
-  after_previous_launch();
+__global__ void __launch_bounds__(kThreads, 2)
+    linear_kernel(LinearArgs args, int splits, bool ahead) {
+  start_next_launch();
   auto& shared = shared_memory<Shared<kRowTiles>>();
   const int stages = static_cast<int>(ceil_div(args.k, kLinearStep));
   const int split = static_cast<int>(blockIdx.z);
   const Tile tile{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), split,
                   stages * split / splits, stages * (split + 1) / splits};
   float sums[kWarpTiles][2 * kRowTiles][4] = {};
+  for (int i = 0; ahead && i < kStages - 1; ++i) {
+    if (tile.first + i < tile.end) load_weights(args, tile, tile.first + i, shared);
+    copy_async_commit();
+  }
+  wait_for_previous_launch();
   for (int i = 0; i < kStages - 1; ++i) {
-    if (tile.first + i < tile.end) load_stage(args, tile, tile.first + i, shared);
+    if (tile.first + i < tile.end) {
+      if (!ahead) load_weights(args, tile, tile.first + i, shared);
+      load_x(args, tile, tile.first + i, shared);
+    }
     copy_async_commit();
   }
   for (int stage = tile.first; stage < tile.end; ++stage) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // this stage's x is there, and nobody reads the buffer to be filled any more
-    if (stage + kStages - 1 < tile.end) load_stage(args, tile, stage + kStages - 1, shared);
+    if (stage + kStages - 1 < tile.end) {
+      load_weights(args, tile, stage + kStages - 1, shared);
+      load_x(args, tile, stage + kStages - 1, shared);
+    }
     copy_async_commit();
     multiply_stage<T>(shared, stage, sums);
   }
@@ -214,7 +234,7 @@ void launch(const LinearArgs& args, Stream stream) {
                   static_cast<unsigned>(ceil_div(args.n, kLinearOutputs)),
                   static_cast<unsigned>(splits));
   CE_LAUNCH((linear_kernel<T, kRowTiles>), grid, kThreads, sizeof(Shared<kRowTiles>), stream, args,
-            splits);
+            splits, dependent_launch.load());
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ struct Thread {
   Place place{};                            // where it waits
   std::vector<Copy> open;                   // asked for, not committed
   std::deque<std::vector<Copy>> in_flight;  // committed groups, oldest first
+  bool waited = false;                      // for the launch before
 };
 
 struct Collective {
@@ -126,6 +127,7 @@ void run_block() {
     thread.index = {u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y};
     thread.open.clear();
     thread.in_flight.clear();
+    thread.waited = false;
     thread.fiber.start(thread_main, nullptr);
     wake(i);
   }
@@ -272,7 +274,12 @@ uint32_t ballot(uint32_t mask, bool vote, const Place& place) {
   return mine.result;
 }
 
-void copy_async(void* shared, const void* global, int bytes, const Place& place) {
+void wait_for_previous_launch() {
+  self().waited = true;
+}
+
+void copy_async(void* shared, const void* global, int bytes, bool constant, const Place& place) {
+  if (!constant && !self().waited) misuse("cp.async before the wait for the launch before", place);
   const auto* begin = static_cast<unsigned char*>(shared);
   if (bytes < 0 || bytes > 16) misuse("cp.async of " + std::to_string(bytes) + " bytes", place);
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||

@@ -10,8 +10,9 @@
 //     before; until then its place holds 0xff bytes and ldmatrix refuses to read it;
 //   - a barrier that some threads of the block cannot reach, a collective that some lanes of the
 //     warp do not take part in, lanes or threads that meet at different source lines, a write
-//     behind the shared memory, a copy that is misaligned or still in flight when its thread ends:
-//     each raises an error that names the kernel, the block, the thread and the line.
+//     behind the shared memory, a copy that is misaligned or still in flight when its thread ends,
+//     one of memory that the launch before may be writing: each raises an error that names the
+//     kernel, the block, the thread and the line.
 // Not covered: races inside one stretch between barriers that no order of whole stretches shows,
 // memory ordering between blocks, bank conflicts, speed.
 #pragma once
@@ -77,7 +78,9 @@ void warp_collective(uint32_t mask, void* mine, void (*compute)(Lanes), const ch
                      const Place& place);
 int lane();
 
-void copy_async(void* shared, const void* global, int bytes, const Place& place);
+// `constant`: of memory that no launch writes. Other copies before the wait are an error.
+void copy_async(void* shared, const void* global, int bytes, bool constant, const Place& place);
+void wait_for_previous_launch();
 void copy_async_commit();
 void copy_async_wait(int groups_left);
 void load_matrix(uint32_t* registers, const void* row, bool transposed, const Place& place);

@@ -162,6 +162,20 @@ def test_the_model_runs(run: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < found["outside_pass"] < 1
 
 
+def test_dependent_launches_are_decided_by_both_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tmp_path / "model.json"
+    times = {"plain": 10.0, "chain": 20.0}
+    rows = [{"case": case, "us": {"median": us}} for case, us in times.items()]
+    before.write_text(json.dumps({"results": rows}))
+    for factor, said in ((0.9, "CASCADE_DEPENDENT_LAUNCH=1"), (1.1, "pay here: no")):
+        later = [{"case": case, "us": {"median": us * factor}} for case, us in times.items()]
+        ratios = cuda_model.show_decision(later, str(before))
+        assert ratios == pytest.approx(dict.fromkeys(times, factor))
+        assert said in capsys.readouterr().out
+
+
 def test_transformers_decodes_with_a_static_cache() -> None:
     pytest.importorskip("transformers")
     shape = {"hidden_size": 16, "intermediate_size": 24}

@@ -4,6 +4,8 @@ each must wait before it does anything."""
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,17 +17,60 @@ from cascade_engine.errors import RequestError
 from cascade_engine.ops.launch import Launcher
 from tests.cuda.conftest import needs_gpu
 from tests.cuda.emulation import CSRC, KERNELS
-from tests.cuda.support import BF16, assert_same_bits
+from tests.cuda.support import BF16, assert_same_bits, linear
 from tests.cuda.test_backend import SHAPE, make_level, random_row
+from tests.cuda.test_budget import NVCC
 from tests.ops.support import random_weights
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_waits_first(name: str) -> None:
+    """Or loads what no launch writes, which the emulation watches, and then waits."""
     source = (CSRC / "cuda" / name).read_text()
-    kernels = re.findall(r"__global__[^{;]*\{\s*(\w+\(\);)?", source)
-    assert len(kernels) == source.count("__global__") > 0
-    assert set(kernels) == {"after_previous_launch();"}
+    kernels = source.split("__global__")[1:]
+    assert kernels
+    for kernel in kernels:
+        first = re.search(r"\{\s*(\w+\(\);)", kernel)
+        assert first is not None
+        if first[1] == "start_next_launch();":
+            assert kernel.count("wait_for_previous_launch();") == 1
+        else:
+            assert first[1] == "after_previous_launch();"
+
+
+@pytest.mark.parametrize(("rows", "n", "k"), [(17, 130, 64), (2, 16, 1024), (2, 1000, 300)])
+def test_weights_come_ahead(run: Launcher, rows: int, n: int, k: int) -> None:
+    """The same bits, with fewer stages than are loaded ahead, and with ranges of k."""
+    if run.device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("compute capability 9.0 or newer")
+    x, weight = torch.randn(rows, k).to(BF16), torch.randn(n, k).to(BF16)
+    expected = linear(run, x, weight)
+    run.set_dependent(True)
+    try:
+        ours = linear(run, x, weight)
+    finally:
+        run.set_dependent(False)
+    assert_same_bits(ours, expected)
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+def test_machine_code_loads_weights_before_it_waits(tmp_path: Path) -> None:
+    """And older GPUs' has nothing of the kind."""
+    assert NVCC is not None
+    for architecture in ("sm_80", "sm_90"):
+        target = tmp_path / f"{architecture}.ptx"
+        command = [NVCC, "-std=c++20", f"-I{CSRC}", f"-I{CSRC / 'include'}", "-ptx"]
+        command += [f"-arch={architecture}", str(CSRC / "cuda" / "linear.cu"), "-o", str(target)]
+        subprocess.run(command, check=True)
+        for kernel in target.read_text().split(".entry ")[1:]:
+            if architecture == "sm_80":
+                assert "griddepcontrol" not in kernel
+                continue
+            start, ahead, rest = re.split(r"griddepcontrol\.\w+;", kernel)
+            assert "cp.async" not in start
+            assert ahead.count("cp.async.cg") >= 8
+            assert ahead.count("cp.async.commit_group") >= 1
+            assert "mma.sync" in rest
 
 
 def test_older_gpus_are_told(emulated: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from cascade_engine.ops.launch import Launcher
-from tests.cuda import emulation, test_attention, test_drafting, test_forward_ops, test_linear
+from tests.cuda import (
+    emulation,
+    test_attention,
+    test_dependent_launch,
+    test_drafting,
+    test_forward_ops,
+    test_linear,
+)
 from tests.cuda import test_draft_trees as trees_of
 from tests.cuda import test_sampling as sampling
 from tests.cuda.support import BF16, SWIGLU
@@ -54,6 +61,7 @@ gates = partial(test_forward_ops.test_gates, op="geglu")
 fused_gates = partial(test_linear.test_fused_gates, output=SWIGLU)
 elements = partial(test_linear.test_sums_as_elements, n=30, k=72)
 trees = partial(test_attention.test_trees, start=250)
+ahead = partial(test_dependent_launch.test_weights_come_ahead, rows=2, n=1000, k=300)
 split_rows = partial(test_linear.test_bits_do_not_depend_on_the_number_of_rows, n=24, k=448)
 reviews = partial(sampling.test_reviews_are_the_oracles, lenience=1.0)
 lenient_reviews = partial(sampling.test_reviews_are_the_oracles, lenience=3.0)
@@ -93,6 +101,15 @@ BUGS = [
     Bug(
         "leaves its counter", "linear.cu", "counters[output] = 0", "counters[output] += 0", product
     ),
+    Bug(
+        "x ahead of the launch that writes it",
+        "linear.cu",
+        "load_weights(args, tile, tile.first + i, shared);\n    copy_async_commit",
+        "load_weights(args, tile, tile.first + i, shared), "
+        "load_x(args, tile, tile.first + i, shared);\n    copy_async_commit",
+        ahead,
+    ),
+    Bug("too few weights ahead", "linear.cu", "ahead && i < kStages - 1", "ahead && i < 1", ahead),
     Bug("halves of a tile swapped", "linear.cu", "high = low + 8", "high = low + 4", product),
     Bug("a row tile's second half twice", "linear.cu", "a, x + 2)", "a, x)", product),
     Bug(
