@@ -50,9 +50,11 @@ class RecordedLevel(NeuralLevel):
             recording = self._recording(item.slot, item.length)
             text = self.rows.read(item.slot, len(recording.prompt), item.length)
             node, count, confidence = recording.node_of(text), 0, 1.0
-            while count < self._room(item) and confidence >= item.min_confidence:
+            ended = False
+            while not ended and count < self._room(item) and confidence >= item.min_confidence:
                 choices = self.choices(recording, node)
                 at = item.length + count
+                ended = item.sampler.ends_drafts(choices.tokens[0], at)
                 self.rows.put(item.slot, at, choices.tokens[:1], choices.probs[:1])
                 node = recording.child(node, choices.tokens[0])
                 confidence *= choices.probs[0]

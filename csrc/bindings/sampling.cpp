@@ -290,6 +290,8 @@ void bind_sampler(py::module_& m) {
            "min_tokens tokens after the prompt. rejection: reviews keep the distribution, not the "
            "tokens. Raises ValueError naming the parameter.")
       .def_property_readonly("params", &sampler_params, "Its keywords, for other backends.")
+      .def("ends_drafts", &Sampler::ends_drafts, py::arg("token"), py::arg("position"),
+           "Whether this token there ends the request, so that nothing need be drafted behind it.")
       .def_property_readonly("rejects", &Sampler::rejects,
                              "Whether reviews go by the rejection rule: never at temperature 0.");
   m.def("sample", &sample_rows, py::arg("context"), py::arg("logits"), py::arg("logits_stride"),
