@@ -180,6 +180,7 @@ class Row:
             self.sampler,
             self.reviews,
             self.prediction,
+            segment.min_confidence,
         )
 
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:

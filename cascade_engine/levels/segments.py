@@ -27,6 +27,7 @@ class SegmentItem(NamedTuple):
     reviews: int = 0
     """`Rejection.number` of the first review, where the sampler rejects."""
     prediction: torch.Tensor | None = None
+    min_confidence: float = 0.0
 
     @property
     def reach(self) -> int:
@@ -116,4 +117,4 @@ def _native(item: SegmentItem, cached: int) -> tuple[object, ...]:
     corpus = (0, 0)
     if item.prediction is not None:
         corpus = item.prediction.data_ptr(), len(item.prediction)
-    return (item.slot, cached, *item[1:8], *corpus)
+    return (item.slot, cached, *item[1:8], *corpus, item.min_confidence)

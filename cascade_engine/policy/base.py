@@ -61,6 +61,9 @@ class Segment(NamedTuple):
     """Asked of the statistical level at a time."""
     least: int
     """While it has found fewer for a review, but some, it is asked again."""
+    min_confidence: float = 0.0
+    """A review behind which the product of the `RowState.probs` of the segment's tokens is below is
+    the last one as well."""
 
 
 class Draft(NamedTuple):

@@ -117,12 +117,13 @@ class FixedCascade:
     def next_action(self, row: RowState) -> Action:
         if row.room <= 0:
             return Review(0)
-        return self._act(row, 0, 1, 0)
+        return self._act(row, 0, 1, 0, 0.0)
 
-    def _act(self, row: RowState, level: int, reviews: int, wanted: int) -> Action:
+    def _act(self, row: RowState, level: int, reviews: int, wanted: int, least: float) -> Action:
         """`reviews`: how many levels will yet append a token of their own behind a drafter's. Each
         finds room for it, so that none is passed over because of what was drafted. `wanted`: tokens
-        that a drafting level has yet to vouch for."""
+        that a drafting level has yet to vouch for; `least`: the confidence in them below which it
+        need not."""
         n, nodes = len(self.k_matrix), self.tree[level]
         segment = 0
         for drafter in range(level + 1, n + 1 if nodes == 0 else n):
@@ -133,18 +134,21 @@ class FixedCascade:
                 continue
             vouched = row.length if drafter == n else row.frontier[drafter]
             missing = segment - (vouched - row.frontier[level])
-            confidence = row.confidence(level, drafter) if self.min_confidence else 1.0
-            if missing > 0 and confidence >= self.min_confidence:
-                room = row.room - reviews + 1
+            if missing > 0:
+                confidence = row.confidence(level, drafter) if self.min_confidence else 1.0
+                if confidence < self.min_confidence:
+                    continue
+                room, left = row.room - reviews + 1, self.min_confidence / confidence
                 if drafter == n:
                     width = self.k_matrix[-1][-1] or segment
                     own = level > 0 and missing == segment == self.k_matrix[level][-1]
-                    begins = own and not (self.siblings or self.min_confidence)
-                    whole = Segment(level, wanted, room + 1, width, segment) if begins else None
+                    whole = None
+                    if own and not self.siblings:
+                        whole = Segment(level, wanted, room + 1, width, segment, least)
                     return Draft(n, min(width, room), segment=whole)
                 if self._drafts_alone(drafter) and vouched == row.length:
-                    return Draft(drafter, min(missing, room), 0, self.min_confidence / confidence)
-                return self._act(row, drafter, reviews + 1, missing)
+                    return Draft(drafter, min(missing, room), 0, left)
+                return self._act(row, drafter, reviews + 1, missing, left)
         if nodes and not row.widened:
             return Draft(n, min(nodes, row.room), nodes)
         return Review(level, nodes, self.siblings if level else 0)

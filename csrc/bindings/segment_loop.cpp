@@ -13,9 +13,9 @@ namespace ce {
 namespace {
 
 // Row, cached, length, tokens, most, width, least, sampler, number of the first review, address and
-// length of a corpus.
+// length of a corpus, least confidence.
 using Row = std::tuple<int, int, int, int, int, int, int, std::shared_ptr<Sampler>, uint32_t,
-                       Address, int64_t>;
+                       Address, int64_t, double>;
 using Drafted = std::tuple<std::vector<int32_t>, int32_t, int32_t>;
 using Passes = std::tuple<int64_t, int64_t, double>;
 
@@ -31,7 +31,7 @@ std::tuple<std::vector<Drafted>, Passes, Passes> segments(
   CE_CHECK(max_match >= 1, "max_match must be >= 1, got ", max_match);
   std::vector<SegmentRow> asked;
   for (const auto& [row, cached, length, wanted, most, width, least, sampler, reviews, corpus,
-                    corpus_length] : rows) {
+                    corpus_length, min_confidence] : rows) {
     CE_CHECK(sampler != nullptr, "rows[", asked.size(), "] has no sampler");
     CE_CHECK(corpus_length >= 0 && (corpus != 0 || corpus_length == 0), "rows[", asked.size(),
              "] has ", corpus_length, " tokens of a corpus: must be >= 0, and 0 without one");
@@ -44,7 +44,8 @@ std::tuple<std::vector<Drafted>, Passes, Passes> segments(
                      least,
                      sampler.get(),
                      reviews,
-                     {pointer<int32_t>(corpus), corpus_length}});
+                     {pointer<int32_t>(corpus), corpus_length},
+                     min_confidence});
   }
   const ReviewArgs review{nullptr,
                           0,
@@ -78,7 +79,8 @@ void bind_segment_loop(py::module_& m) {
         "(row, cached tokens, length, tokens of the segment that suffice, tokens it may have at "
         "most, tokens asked of the statistics at a time, drafts of theirs that are reviewed "
         "without asking again, sampler, number of the first review where the sampler rejects, "
-        "address and length of a corpus). `logits` is the program's buffer; its block tables must "
+        "address and length of a corpus, and in 0..1 the product of the tokens' probabilities "
+        "below which the segment ends). `logits` is the program's buffer; its block tables must "
         "have room for the most that can be fed. Returns for each row (drafts accepted by each "
         "review, times that the "
         "statistics were asked, tokens that they gave), then (passes, rows in them, seconds) of "

@@ -26,6 +26,11 @@ void check(const std::vector<SegmentRow>& rows, const ReviewArgs& review) {
              ", most ", r.most, " and width ", r.width, " must be >= 1");
     CE_CHECK(r.most <= review.token_stride - r.length, "segments[", i, "]: ", r.most,
              " tokens do not fit behind ", r.length, " in rows of ", review.token_stride);
+    const double least = r.min_confidence;
+    CE_CHECK(least >= 0.0 && least <= 1.0, "segments[", i, "]: min_confidence must be in [0, 1], ",
+             "got ", least);
+    CE_CHECK(least == 0.0 || review.probs != nullptr, "segments[", i, "]: min_confidence ", least,
+             " looks at probabilities: pass probs, or 0");
   }
 }
 
@@ -37,10 +42,11 @@ struct Drafting {
   int drafted = 0;     // of those
   int asked = 0;       // statistics, for them
   bool ended = false;  // the row's request, by a token of its segment
+  double confidence = 1.0;
 
   bool wants_more() const {
     const int got = length - row->length;
-    return !ended && got < row->tokens && got < row->most;
+    return !ended && got < row->tokens && got < row->most && confidence >= row->min_confidence;
   }
 
   void propose(const Statistics& statistics, const ReviewArgs& review) {
@@ -65,10 +71,12 @@ struct Drafting {
   }
 
   void settle(const Accepted& accepted, const ReviewArgs& review) {
-    const int32_t* tokens = review.tokens + row->row * review.token_stride;
+    const int64_t at = row->row * review.token_stride;
     out->accepted.push_back(accepted.num_accepted);
-    for (int i = 0; i <= accepted.num_accepted; ++i, ++length)
-      ended = ended || row->sampler->ends_drafts(tokens[length], length);
+    for (int i = 0; i <= accepted.num_accepted; ++i, ++length) {
+      ended = ended || row->sampler->ends_drafts(review.tokens[at + length], length);
+      if (review.probs != nullptr) confidence *= static_cast<double>(review.probs[at + length]);
+    }
     cached = length - 1;
   }
 };

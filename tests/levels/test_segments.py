@@ -3,6 +3,7 @@ leaves: tokens, probabilities, distributions, caches, counts."""
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -48,6 +49,9 @@ class Pair:
         begin = length = item.length
         accepted, asked, proposed = [], 0, 0
         while length - begin < min(item.tokens, item.most):
+            probs = self.rows.read_probs(item.slot, begin, length)
+            if math.prod(probs) < item.min_confidence:
+                break
             drafted, room = 0, item.most - (length - begin) - 1
             while drafted < room:
                 width = min(item.width, room - drafted)
@@ -83,7 +87,7 @@ def test_segments_are_what_calls_leave(seed: int, monkeypatch: pytest.MonkeyPatc
     table = rng.choice([None, small_table(rng, VOCAB)])
     together, single = Pair(weights, table, threads=rng.choice([1, 2])), Pair(weights, table)
     together.level.left_padded = rng.random() < 0.3
-    lenience, rejection = rng.choice([1.0, 1.0, 4.0]), rng.random() < 0.4
+    lenience, rejection = rng.choice([1.0, 1.0, 4.0, 1e6]), rng.random() < 0.4
     items = []
     for slot in rng.sample(range(4), rng.randint(1, 4)):
         row = [rng.randrange(9) for _ in range(rng.randint(1, 60))]
@@ -103,6 +107,7 @@ def test_segments_are_what_calls_leave(seed: int, monkeypatch: pytest.MonkeyPatc
                 sampler=random_sampler(rng, rejection),
                 reviews=rng.randrange(9),
                 prediction=rng.choice([None, prediction]),
+                min_confidence=rng.choice([0.0, 1e-6, 1e-3, 1.0]),
             )
         )
     assert together.segments.fits(items)
@@ -124,6 +129,21 @@ def test_segments_are_what_calls_leave(seed: int, monkeypatch: pytest.MonkeyPatc
         ours = [pair.level.score(slot, end, 1) for pair in (together, single)]
         assert_same_bits(ours[0], ours[1], "logits behind the segment")
     together.level.pages.check_integrity()
+
+
+def test_drafts_that_a_lenient_review_keeps_count() -> None:
+    """With the probability that the level gave them."""
+    pair = Pair(random_weights(1, F32), None)
+    pair.rows.write(0, [5, 6, 7, 5, 6])
+    item = SegmentItem(0, 5, tokens=20, most=40, width=3, least=1, sampler=GREEDY)
+    ((accepted, _, _),) = pair.segments.draft([item], 1e6).rows
+    assert accepted[0] > 0
+    assert len(accepted) > 1
+    probs = pair.rows.read_probs(0, 5, 6 + accepted[0])
+    least = (math.prod(probs) + probs[-1]) / 2
+    pair.level.truncate(0, 4)
+    ((stopped, _, _),) = pair.segments.draft([item._replace(min_confidence=least)], 1e6).rows
+    assert stopped == accepted[:1]
 
 
 def test_segments_must_fit_pages_and_context() -> None:
@@ -173,7 +193,7 @@ def test_what_the_loop_refuses() -> None:
     pair.level.reserve([0], [20])
 
     def draft(changed: dict[int, Any], **options: Any) -> Any:
-        row: list[Any] = [0, 0, 3, 4, 9, 4, 1, GREEDY, 0, 0, 0]
+        row: list[Any] = [0, 0, 3, 4, 9, 4, 1, GREEDY, 0, 0, 0, 0.0]
         for i, value in changed.items():
             row[i] = value
         given = {**pair.level.loop_arguments([GREEDY]), "rows": [tuple(row)], **options}
@@ -189,11 +209,13 @@ def test_what_the_loop_refuses() -> None:
         ({3: 90, 4: 90, 5: 60}, "page"),
         ({7: None}, r"rows\[0\] has no sampler"),
         ({10: 4}, r"rows\[0\] has 4 tokens of a corpus"),
+        ({11: 1.5}, r"min_confidence must be in \[0, 1\], got 1.5"),
     ):
         with pytest.raises(ValueError, match=words):
             draft(changed)
     for options, words in (
         ({"tokens": 0}, "there are none"),
+        ({"probs": 0, "rows": [(0, 0, 3, 4, 9, 4, 1, GREEDY, 0, 0, 0, 0.5)]}, "pass probs, or 0"),
         ({"lenience": 0.5}, "lenience must be >= 1"),
         ({"max_match": 0}, "max_match must be >= 1"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 
@@ -17,12 +18,15 @@ class Walk:
     def __init__(self, rng: random.Random, policy: Policy | Plan, neural: int) -> None:
         self.rng, self.policy, self.n = rng, policy, neural
         dormant = tuple(i > 0 and rng.random() < 0.2 for i in range(neural))
-        self.state = RowState((9,) * neural, 9, rng.randint(0, 40), dormant=dormant)
+        self.probs = [1.0] * 9
+        room = rng.randint(0, 40)
+        self.state = RowState((9,) * neural, 9, room, dormant=dormant, probs=self.probs)
 
     def draft(self, tokens: int) -> int:
         """The statistical level finds some of so many."""
         found = self.rng.choice([tokens, tokens, self.rng.randint(0, tokens)])
         state = self.state
+        self.probs += [1.0] * found
         self.state = state._replace(
             length=state.length + found, room=state.room - found, exhausted=found == 0
         )
@@ -33,6 +37,7 @@ class Walk:
         state, frontier = self.state, list(self.state.frontier)
         end = self.rng.randint(frontier[level], state.length) + 1
         frontier[level:] = [end] * (self.n - level)
+        self.probs[end - 1 :] = [self.rng.choice([0.3, 0.7, 0.9])]
         self.state = state._replace(
             frontier=tuple(frontier),
             length=end,
@@ -58,6 +63,7 @@ class Walk:
             self.draft(action.tokens)
         else:
             for _ in range(action.tokens):
+                self.probs.append(self.rng.choice([0.3, 0.7, 0.9]))
                 self.state = self.state._replace(
                     length=self.state.length + 1, room=self.state.room - 1
                 )
@@ -72,6 +78,8 @@ class Walk:
         begin = self.state.length
         assert self.state.frontier[segment.level] == begin
         while (got := self.state.length - begin) < min(segment.tokens, segment.most):
+            if math.prod(self.probs[begin:]) < segment.min_confidence:
+                return
             drafted, room = 0, segment.most - got - 1
             while drafted < room:
                 asked = min(segment.width, room - drafted)
@@ -90,7 +98,8 @@ def random_policy(rng: random.Random, neural: int) -> Policy | Plan:
         k = [[rng.choice([0, 0, 1, 3, 8]) if j >= i else 0 for j in levels] for i in levels]
         k[-1][-1] = rng.choice([1, 4, 9])
         tree = rng.choice([0, 0, 0, 16])
-        return FixedCascade(k, tree=tree, siblings=rng.choice([0, 2]) if tree else 0)
+        siblings, least = rng.choice([0, 2]) if tree else 0, rng.choice([0.0, 0.4, 0.8])
+        return FixedCascade(k, tree=tree, siblings=siblings, min_confidence=least)
     drafter = rng.randint(1, neural - 1)
     return Plan(
         drafter=drafter,
@@ -136,6 +145,9 @@ def test_whole_segments_are_told() -> None:
     state = RowState((5, 5), 5, 30)
     (segment,) = (policy.next_action(state).segment,)  # type: ignore[union-attr]
     assert segment == Segment(1, 6, 30, 8, 8)
+    sure = state._replace(frontier=(4, 5), probs=[0.8] * 5)
+    stops = FixedCascade([[6, 0], [0, 8]], min_confidence=0.4).next_action(sure)
+    assert stops == Draft(2, 8, segment=Segment(1, 5, 30, 8, 8, 0.4 / 0.8))
     assert policy.next_action(state._replace(length=8)) == Draft(2, 8)
     assert FixedCascade([[0, 6], [0, 8]]).next_action(state) == Draft(2, 8)
     branching = FixedCascade([[6, 0], [0, 8]], tree=8, siblings=1)

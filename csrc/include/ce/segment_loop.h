@@ -26,6 +26,9 @@ struct SegmentRow {
   const Sampler* sampler;
   uint32_t reviews;  // RejectionRow::number of the first one
   Corpus corpus;     // that the statistics search beside the row
+  // A review behind which the product of the probabilities of the segment's tokens is below is the
+  // last one as well (see draft_loop.h); in 0..1.
+  double min_confidence;
 };
 
 struct SegmentArgs {
