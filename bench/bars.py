@@ -55,6 +55,15 @@ DECODE_BARS = (
     Bar("review(32) / decode(1)", ("review_over_decode", "32"), 2.3, True),
     *(
         Bar(
+            f"uncompressed: review({k}) / decode(1)",
+            ("forms", "uncompressed", "review_over_decode", str(k)),
+            limit,
+            True,
+        )
+        for k, limit in ((8, 1.20), (16, 1.40), (32, 2.3))
+    ),
+    *(
+        Bar(
             f"review({k}), time ours / llama.cpp",
             ("ours_over_llamacpp", str(k)),
             0.5,

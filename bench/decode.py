@@ -8,7 +8,8 @@ One row at a context of --context tokens. "1" is a plain decoding step; "k" is a
 one forward pass over them with logits for each; "tree k" of as many nodes of a tree, two children
 to a node. All cases run interleaved; medians are printed, and ratios are medians of the ratio round
 by round. A peer is timed only if its logits agree with ours.
-With --dtype int8 the engine also runs in bfloat16, transformers runs in bfloat16, and llama.cpp
+With --dtype bf16 the engine also runs with its weights in the other form, compressed or not. With
+--dtype int8 it also runs in bfloat16, in both forms, transformers runs in bfloat16, and llama.cpp
 with Q8_0 weights.
 """
 
@@ -42,14 +43,24 @@ PEERS = ("hf", "llamacpp")
 OUTSIDE_TOKENS, OUTSIDE_REPEATS = 64, 5
 
 
+def open_forms(target: Path, ours: Ours, args: argparse.Namespace, threads: int) -> dict[str, Ours]:
+    """Our own bfloat16 in the form that `ours` is not; with int8 weights in both, "bf16" being the
+    one without compression."""
+    forms = {"bf16": False, "compressed": True} if args.dtype == "int8" else {}
+    if args.dtype == "bf16":
+        forms = {"uncompressed": False} if ours.compressed else {"compressed": True}
+    return {
+        name: Ours(target, "bfloat16", threads, args.context, compress)
+        for name, compress in forms.items()
+    }
+
+
 def open_peers(
     target: Path, scratch: Path, args: argparse.Namespace, threads: int
 ) -> dict[str, Any]:
-    """The peers by name; with int8 weights also our own bfloat16."""
+    """The peers by name."""
     peers: dict[str, Any] = {}
     floats = DTYPES["bf16" if args.dtype == "int8" else args.dtype]
-    if args.dtype == "int8":
-        peers["bf16"] = Ours(target, "bfloat16", threads, args.context)
     if "hf" in args.peers:
         peers["hf"] = Transformers(target, floats, threads, args.context)
     if "llamacpp" in args.peers:
@@ -67,10 +78,12 @@ def measure(target: Path, scratch: Path, args: argparse.Namespace) -> dict[str, 
     """The report. Raises CascadeError where a peer cannot run or computes another model."""
     threads = args.threads or default_threads()
     ours = Ours(target, DTYPE_NAMES[args.dtype], threads, args.context)
-    peers = open_peers(target, scratch, args, threads)
+    forms = open_forms(target, ours, args, threads)
+    peers = {**forms, **open_peers(target, scratch, args, threads)}
     report: dict[str, Any] = {
         "machine": machine_facts(threads),
         "dtype": DTYPE_NAMES[args.dtype],
+        "compressed": ours.compressed,
         "context": args.context,
         "rounds": args.rounds,
         "peers": {name: getattr(peer, "facts", {}) for name, peer in peers.items()},
@@ -98,14 +111,14 @@ def measure_steps(
         cases[f"tree {k}"] = lambda k=k: ours.tree(k)  # type: ignore[misc]
     times = interleaved(cases, rounds)
     read_rate = [ceiling.num_bytes / t for t in times["read ceiling"]]
-    step_rate = [ours.bytes_per_step() / t for t in times["ours 1"]]
     found: dict[str, Any] = {
         "milliseconds": milliseconds(times),
-        "bytes_per_step": ours.bytes_per_step(),
         "read_gb_per_second": {k: v / 1e9 for k, v in quantiles(read_rate).items()},
-        "fraction_of_read_bandwidth": paired_ratio(step_rate, read_rate),
-        "review_over_decode": {
-            str(k): paired_ratio(times[f"ours {k}"], times["ours 1"]) for k in REVIEWS
+        **by_own_step("ours", ours, times, read_rate),
+        "forms": {
+            name: by_own_step(name, runner, times, read_rate)
+            for name, runner in peers.items()
+            if isinstance(runner, Ours)
         },
     }
     found["tree_over_decode"] = {
@@ -118,6 +131,20 @@ def measure_steps(
         else:
             found[f"ours_over_{name}"] = {str(k): paired_ratio(a, b) for k, (a, b) in both.items()}
     return found
+
+
+def by_own_step(
+    name: str, runner: Ours, times: Mapping[str, Sequence[float]], read_rate: Sequence[float]
+) -> dict[str, Any]:
+    """What a step reads, how fast that is, and what reviews cost in steps of the same weights."""
+    one = times[f"{name} 1"]
+    return {
+        "bytes_per_step": runner.bytes_per_step(),
+        "fraction_of_read_bandwidth": paired_ratio(
+            [runner.bytes_per_step() / t for t in one], read_rate
+        ),
+        "review_over_decode": {str(k): paired_ratio(times[f"{name} {k}"], one) for k in REVIEWS},
+    }
 
 
 def measure_prefill(ours: Ours, peers: Mapping[str, Any], rounds: int) -> dict[str, Any]:
@@ -134,7 +161,8 @@ def show(report: Mapping[str, Any]) -> None:
     times, machine = report["milliseconds"], report["machine"]
     peers = list(report["peers"])
     print(
-        f"{report['dtype']}, context {report['context']}, {machine['threads']} threads, "
+        f"{'compressed ' * report['compressed']}{report['dtype']}, context {report['context']}, "
+        f"{machine['threads']} threads, "
         f"{machine['instruction_set']}, {report['rounds']} rounds"
     )
     for name, facts in report["peers"].items():

@@ -63,9 +63,17 @@ def check_agreement(ours: Peer, peer: Peer, name: str, vocab: int, tolerance: fl
 
 
 class Ours:
-    """Forward passes of the engine's target level. `dtype` is the engine's name of it."""
+    """Forward passes of the engine's target level. `dtype` is the engine's name of it, `compress`
+    as in `Engine.load`."""
 
-    def __init__(self, target: Path, dtype: str, threads: int, context: int) -> None:
+    def __init__(
+        self,
+        target: Path,
+        dtype: str,
+        threads: int,
+        context: int,
+        compress: bool | str = "auto",
+    ) -> None:
         self.context = context
         self.engine = Engine.load(
             target,
@@ -74,12 +82,18 @@ class Ours:
             policy=PlainDecoding(),
             max_rows=1,
             max_context=max(context + MAX_STEP, PREFILL) + 1,
+            compress_weights=compress,
         )
         self.level = self.engine.neural[0]
         self.vocab = self.level.vocab_size
         tokens = torch.randint(0, self.vocab, (self.level.rows.capacity,)).tolist()
         self.level.rows.write(0, tokens)
         self.level.prefill(0, context)
+
+    @property
+    def compressed(self) -> bool:
+        head: torch.Tensor = self.level.weights.head.memory
+        return head.dtype == torch.uint8
 
     def step(self, tokens: int) -> None:
         self.level.truncate(0, self.context)

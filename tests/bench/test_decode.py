@@ -36,10 +36,29 @@ def test_a_report_holds_every_figure(report: dict[str, Any]) -> None:
     assert set(report["prefill_512_milliseconds"]) == {"ours", "hf"}
     assert set(report["prefill_over_ours"]) == {"hf"}
     assert (report["dtype"], report["context"], report["rounds"]) == ("float32", 24, 2)
+    assert (report["compressed"], report["forms"]) == (False, {})
     assert report["machine"]["threads"] == 1
     hf = report["peers"]["hf"]
     assert 0 < hf["logits_difference"] < decode.TOLERANCE["f32"]
     assert (hf["weights"], hf["cache"]) == ("float32", "float32")
+
+
+def test_both_forms_of_the_weights(tmp_path: Path) -> None:
+    """Each by its own step."""
+    parsed = ["--shape", "tiny", "--peers", "none", "--threads", "1", "--context", "8"]
+    target = decode.write_shape("tiny", "bf16", tmp_path)
+    for dtype, names in (("bf16", ["compressed"]), ("int8", ["bf16", "compressed"])):
+        args = decode.parse([*parsed, "--dtype", dtype])
+        ours = decode.Ours(target, decode.DTYPE_NAMES[dtype], 1, 8)
+        forms = decode.open_forms(target, ours, args, 1)
+        assert [form.compressed for form in forms.values()] == [n == "compressed" for n in names]
+        assert list(forms) == names
+    times = {
+        f"{who} {k}": [float(k * t)] * 2 for who, t in (("a", 1), ("b", 2)) for k in decode.REVIEWS
+    }
+    found = decode.by_own_step("b", ours, times, [1e9, 2e9])
+    assert found["review_over_decode"]["8"]["median"] == 8.0
+    assert found["fraction_of_read_bandwidth"]["p90"] == found["bytes_per_step"] / 2 / 1e9
 
 
 def test_ratios_are_ours_over_theirs(report: dict[str, Any]) -> None:
