@@ -17,9 +17,10 @@ from cascade_engine.models.family import ModelWeights
 from cascade_engine.models.llama import LlamaWeights
 from cascade_engine.ops import CpuBackend, CudaBackend, CudaSpeculation, Sampler
 
-PREFILL_TOKENS = 112
-"""Tokens of one prefill pass: as many as the CPU's matrix product takes through the weights at
-once; with more, a pass would only hold more activations. Any split gives the same bits."""
+PREFILL_TOKENS = 84
+"""Tokens of one prefill pass: whole tiles of the CPU's matrix product (14 rows, 6 on AVX2) that go
+through the weights at once; with more, a pass would only hold more activations. Any split gives the
+same bits."""
 
 NO_NODES: tuple[list[int], list[int]] = ([], [])
 NO_TREE: tuple[list[int], list[int], list[float]] = ([], [], [])
