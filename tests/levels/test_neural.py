@@ -192,7 +192,7 @@ def test_the_context_ends_where_it_says(weights: LlamaWeights, oracle: Oracle) -
     rng, level = random.Random(3), make_level(weights, context=50)
     row = random_tokens(rng, 50)
     assert review(level, 0, row, 50) == oracle.verdict(row, 50)
-    for tokens in (51, 70, 110):
+    for tokens in (51, 70, 80):
         longer = random_tokens(rng, tokens)
         level.rows.write(1, longer)
         with pytest.raises(CapacityError, match=rf"{tokens} tokens do not fit a row of 50"):
