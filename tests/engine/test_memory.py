@@ -59,7 +59,8 @@ def test_peak_memory_while_loading(tmp_path: Path, tied: bool) -> None:
         tmp_path / "model.safetensors",
         {"format": "pt"},
     )
-    for dtype, factor in (("bfloat16", 1), ("float32", 2), ("int8", 0.5)):
+    # bfloat16 may be compressed, which takes a copy of one matrix while it is loaded.
+    for dtype, factor in (("bfloat16", 0.75), ("float32", 2), ("int8", 0.5)):
         run = subprocess.run(
             [sys.executable, "-c", SCRIPT, tmp_path, dtype, llama_family().target],
             capture_output=True,
