@@ -29,9 +29,12 @@ VOCAB = 130
 
 
 class Model:
-    """A recorded model bound to `sequences` rows on shuffled pages of stale memory."""
+    """A recorded model bound to `sequences` rows on shuffled pages of stale memory; not `whole`:
+    one attention alone, whose float32 outputs stand for logits and hide no bit."""
 
-    def __init__(self, isa: str, dtype: torch.dtype, threads: int, sequences: int) -> None:
+    def __init__(
+        self, isa: str, dtype: torch.dtype, threads: int, sequences: int, whole: bool = True
+    ) -> None:
         weights = random_weights(3, dtype)
         self.config = weights.config
         blocks = pages_for(SLOTS)
@@ -43,7 +46,15 @@ class Model:
         recorder = self.native.recorder
         heads, dim = self.config.num_kv_heads, self.config.head_dim
         layers = recorder.cache_layers(self.data, heads, dim)
-        self.logits = llama.forward(recorder, weights, layers)
+        if whole:
+            self.logits = llama.forward(recorder, weights, layers)
+            return
+        layer = next(iter(layers))
+        width = (self.config.num_heads + 2 * heads) * dim
+        qkv = recorder.embedding(torch.randn(VOCAB, width, generator=torch.manual_seed(3)))
+        recorder.rope_store(qkv, self.config.num_heads, layer)
+        out = recorder.attention(qkv, self.config.num_heads, 0.4, layer, F32)
+        self.logits = recorder.select_logit_rows(out)
 
     def write(self, row: int, start: int, tokens: list[int]) -> None:
         self.native.tokens[row, start : start + len(tokens)] = torch.tensor(tokens).int()
@@ -132,13 +143,16 @@ def run_trees(model: Model, cases: list[Case], left_padded: bool) -> list[torch.
 
 @every_isa
 @both_dtypes
-def test_every_path_has_the_bits_of_plain_decoding(isa: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "attention"])
+def test_every_path_has_the_bits_of_plain_decoding(
+    isa: str, dtype: torch.dtype, whole: bool
+) -> None:
     """Breaks when a sibling is seen, a position is a slot, or a tile adds in another order."""
     rng = random.Random(f"{isa}{dtype}")
     torch.manual_seed(5)
-    plain = Model(isa, dtype, 1, 1)
+    plain = Model(isa, dtype, 1, 1, whole)
     for threads, rows in ((1, 1), (2, 3), (2, 6)):
-        model = Model(isa, dtype, threads, rows)
+        model = Model(isa, dtype, threads, rows, whole)
         for _ in range(2):
             cases = [random_case(rng) for _ in range(rows)]
             left_padded = rng.random() < 0.3
