@@ -93,7 +93,7 @@ class Layer:
         sources = torch.tensor([self.source], dtype=torch.int32)
         data = stale_memory((1, 2, pages, self.kv_heads * self.dim * 16), dtype)
         found = []
-        for over_source in (True, False):
+        for over_source in (False, True):  # at first the source's slots are stale
             native = NativePass(isa, 2, capacity=self.tokens, pages=pages)
             native.block_table[0] = table[: native.block_table.shape[1]]
             native.program.bind_sources(sources.data_ptr())
@@ -104,7 +104,7 @@ class Layer:
                 found.append(native.read(out, dtype))
             native.feed(range(self.source, self.tokens), self.source)
             found.append(native.read(out, dtype))
-        return found
+        return [*found[1:], found[0]]
 
     def reference(self, precision: torch.dtype) -> list[torch.Tensor]:
         cache, found = ReferenceCache(self.kv_heads, self.dim), []
