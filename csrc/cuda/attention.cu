@@ -334,8 +334,12 @@ void launch(const AttentionArgs& args, Stream stream) {
 // Many query rows are read for together where the shared memory holds them; the bits are the same.
 template <typename T, int kDim>
 void launch_wide_or_narrow(const AttentionArgs& args, int rows, Stream stream) {
-  const bool wide = rows > 16 && sizeof(Shared<kDim, 4>) <= static_cast<size_t>(args.shared_limit);
-  if (wide || args.heads / args.cache.kv_heads > 16)
+  const bool holds = sizeof(Shared<kDim, 4>) <= static_cast<size_t>(args.shared_limit);
+  const int group = args.heads / args.cache.kv_heads;
+  CE_CHECK(holds || group <= 16, "attention: ", group, " heads share keys, which needs ",
+           sizeof(Shared<kDim, 4>), " bytes of shared memory, this GPU has ", args.shared_limit,
+           " for a block: at most 16 heads may share keys here");
+  if (group > 16 || (rows > 16 && holds))
     launch<T, kDim, 4>(args, stream);
   else
     launch<T, kDim, 1>(args, stream);

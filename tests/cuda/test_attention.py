@@ -255,5 +255,9 @@ def test_refuses_what_it_does_not_cover(run: Launcher) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Attention(Rows(run, [0], [1]), heads, kv_heads, dim)()
+    small = Attention(Rows(run, [0], [1]), 20, 1, 128)
+    small.shared_limit = 99 << 10
+    with pytest.raises(ValueError, match=r"20 heads share keys, which needs .* at most 16 heads"):
+        small()
     with pytest.raises(ValueError, match="needs sources"):
         Attention(Rows(run, [0], [1]), 2, 2, 8, over_source=True)()

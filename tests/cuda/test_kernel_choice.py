@@ -138,6 +138,42 @@ def test_a_chosen_kernel_is_launched(emulated: Launcher) -> None:
         launched.clear()
 
 
+def test_launches_in_a_graph_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one outside, which compiles; the median of rounds, for one launch."""
+    log: list[str] = []
+    times = iter([40.0, 90.0, 20.0, 60.0, 30.0])
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end: Event) -> float:
+            return next(times)
+
+    class Capturing(Counting):
+        def capture(self, work: Callable[[], object]) -> Callable[[], object]:
+            log.append("capture")
+            work()
+            return lambda: log.append("replay")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: log.append("synchronize"))
+    seconds = kernel_choice.device_seconds(Capturing(), lambda: log.append("run"))
+    assert seconds == pytest.approx(40.0e-3 / kernel_choice.LAUNCHES)
+    assert log[:3] == ["run", "synchronize", "capture"]
+    assert log[3:] == [
+        *["run"] * kernel_choice.LAUNCHES,
+        "replay",
+        *["event", "replay", "event", "wait"] * kernel_choice.ROUNDS,
+    ]
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_a_gpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
