@@ -109,9 +109,9 @@ class ReplayLevel(NeuralLevel):
 
     def __init__(self, name: str, weights: LlamaWeights, *rest: Any) -> None:
         super().__init__(name, weights, *rest)
-        assert isinstance(self._backend, CpuBackend)
-        self.decisions = RecordedDecisions(self._backend, self.rows)
-        self._backend = self.decisions  # type: ignore[assignment]
+        assert isinstance(self.backend, CpuBackend)
+        self.decisions = RecordedDecisions(self.backend, self.rows)
+        self.backend = self.decisions  # type: ignore[assignment]
 
 
 class Replayed:
