@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cascade_engine import cache_files
-from cascade_engine.policy.costs import PassCosts
-from cascade_engine.policy.planner import Knowledge
+from cascade_engine.policy.planning import Knowledge, PassCosts
 
-FORMAT = 2
+FORMAT = 3
 CELL_WEIGHT = 4.0
 """Passes that a time of an earlier run counts as: another run may find another load."""
 REVIEWS = 24.0
@@ -24,8 +23,8 @@ def save(path: Path, key: str, costs: PassCosts, known: Knowledge) -> None:
         "format": FORMAT,
         "key": key,
         "cells": costs.cells(),
-        "ends": [[*pair, each.rejected, each.open] for pair, each in known.ends.items()],
-        "trees": [[each.tokens, each.below, each.reviews] for each in known.trees],
+        "ends": [[*pair, each.rejected, each.open] for pair, each in _ends(known).items()],
+        "trees": [[each.tokens, each.below, each.reviews] for each in _trees(known)],
     }
     cache_files.write(path, content)
 
@@ -43,15 +42,24 @@ def load(path: Path, key: str, costs: PassCosts, known: Knowledge) -> str | None
         _check(known, ends, trees)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"what was learnt before, in {path}, is ignored: {error}"
-    for pair, each in known.ends.items():
-        each.rejected, each.open = ends[pair]
-        each.reviews = sum(each.rejected) + sum(each.open)
+    for pair, each in _ends(known).items():
+        each.restore(*ends[pair])
         each.scale(min(1.0, REVIEWS / max(each.reviews, REVIEWS)))
-    for gains, counts in zip(known.trees, trees, strict=True):
+    for gains, counts in zip(_trees(known), trees, strict=True):
         gains.tokens, gains.below, gains.reviews = counts
         gains.scale(min(1.0, REVIEWS / max(*gains.reviews, REVIEWS)))
     costs.restore(cells)
     return None
+
+
+def _ends(known: Knowledge) -> dict[tuple[int, int], Any]:
+    """By reviewing level and source."""
+    n = known.neural
+    return {(a, b): known.ends(a, b) for a in range(n) for b in range(a + 1, n + 1)}
+
+
+def _trees(known: Knowledge) -> list[Any]:
+    return [known.trees(drafter) for drafter in range(known.neural)]
 
 
 def _check(
@@ -59,12 +67,12 @@ def _check(
     ends: dict[tuple[int, int], tuple[list[float], list[float]]],
     trees: list[list[list[float]]],
 ) -> None:
-    if ends.keys() != known.ends.keys() or len(trees) != len(known.trees):
+    if ends.keys() != _ends(known).keys() or len(trees) != known.neural:
         raise ValueError("it is of other levels")
-    for pair, each in known.ends.items():
+    for pair, each in _ends(known).items():
         if [len(counts) for counts in ends[pair]] != [len(each.rejected), len(each.open)]:
             raise ValueError("its counts are of other depths")
-    for gains, found in zip(known.trees, trees, strict=True):
+    for gains, found in zip(_trees(known), trees, strict=True):
         if [len(counts) for counts in found] != 3 * [len(gains.tokens)]:
             raise ValueError("its trees are of other sizes")
 
@@ -74,7 +82,8 @@ def _cell(
 ) -> tuple[int, int, int, float, float]:
     if not all(isinstance(value, int) for value in (table, rows, size)):
         raise ValueError("a cell's numbers are not integers")
-    if not (table >= 0 and rows >= 1 and size >= 1 and 0.0 < seconds < math.inf and weight > 0.0):
+    ordered = table >= 0 and min(rows, size) == 0 < max(rows, size)
+    if not (ordered and 0.0 < seconds < math.inf and weight > 0.0):
         raise ValueError(f"a cell is out of range: {(table, rows, size, seconds, weight)}")
     return table, rows, size, float(seconds), min(float(weight), CELL_WEIGHT)
 

@@ -1,14 +1,10 @@
-"""Plans that the automatic policy chooses from, and how drafts grow in reviews."""
+"""Plans that the automatic policy chooses from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from cascade_engine.policy.base import Action, Draft, Review, RowState, Segment
-
-Kind = tuple[int, int, bool, bool, int]
-"""Plans of one kind differ in lengths only."""
 
 
 class Plan(NamedTuple):
@@ -30,10 +26,6 @@ class Plan(NamedTuple):
     """Nodes of the tree that the target reviews instead; 0: a chain."""
     siblings: int = 0
     """Runners-up beside each token of a neural draft, in a tree."""
-
-    @property
-    def kind(self) -> Kind:
-        return self.drafter, self.second, self.width > 0, self.tail > 0, self.nodes
 
     def next_action(self, row: RowState) -> Action:
         n = len(row.frontier)
@@ -76,36 +68,3 @@ class Plan(NamedTuple):
 
 
 PLAIN = Plan()
-
-
-class Renewal(NamedTuple):
-    """Reviews that each add 1..w+1 tokens, one after the other."""
-
-    reviews: list[float]
-    """[k]: expected number of them until k tokens are there."""
-    mean: float
-    """Expected tokens of one."""
-
-
-def renewal(kept: Sequence[float], longest: int) -> Renewal:
-    """`kept[d]` is the chance that a review keeps at least d tokens, d = 0..w; it adds one of its
-    own. Exact: u(v), the chance that the total passes through v, sums over the last review."""
-    width = len(kept) - 1
-    sizes = [kept[d] - kept[d + 1] for d in range(width)] + [kept[width]]
-    passes, reviews, total = [1.0], [0.0, 1.0], 1.0
-    for v in range(1, longest):
-        chance = 0.0
-        for x in range(1, min(v, width + 1) + 1):
-            chance += passes[v - x] * sizes[x - 1]
-        passes.append(chance)
-        total += chance
-        reviews.append(total)
-    return Renewal(reviews, sum(kept))
-
-
-def partial_sum(sums: Sequence[float], length: float) -> float:
-    """`sums` at a length between integers."""
-    whole = int(length)
-    if whole >= len(sums) - 1:
-        return sums[-1]
-    return sums[whole] + (length - whole) * (sums[whole + 1] - sums[whole])

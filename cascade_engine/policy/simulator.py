@@ -325,13 +325,15 @@ class Simulation:
 
 def _branch_ranks(row: SimulatedRow, kept: int, nodes: int) -> list[int]:
     """Of the tokens that branches add behind the kept drafts: a tree spends nodes on each depth up
-    to the rank of the right token, half as many again on others."""
+    to the rank of the right token, half as many again on others; the likeliest comes first."""
     used, found = float(len(row.tokens)), list[int]()
     while True:
-        used += 1.5 * (row.text.rank[row.frontier[0] + kept + len(found)] + 1)
+        rank = row.text.rank[row.frontier[0] + kept + len(found)]
+        used += 1.5 * (rank + 1)
         if used > nodes:
             return found
-        found.append(math.ceil(used) - 1)
+        first = rank == 0 and not found and not row.tokens
+        found.append(0 if first else math.ceil(used) - 1)
 
 
 def throughput(

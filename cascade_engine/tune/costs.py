@@ -9,7 +9,7 @@ import torch
 
 from cascade_engine.policy import Draft, LevelSet
 from cascade_engine.policy.base import OutputSeen, ReviewSeen, RowSeen, VerdictSeen
-from cascade_engine.policy.costs import PassCosts
+from cascade_engine.policy.planning import PassCosts
 
 SLOWEST = 0.05
 """Share of steps, the slowest, that tell of the machine's other work and not of ours."""
@@ -85,7 +85,7 @@ class Measured(Passes):
 
     def __init__(self, levels: LevelSet) -> None:
         super().__init__(levels.neural)
-        self.costs = PassCosts(levels.weight_bytes)
+        self.costs = PassCosts(list(levels.weight_bytes))
         self._inside = 0.0
         self._steps: list[tuple[int, int, float]] = []
 

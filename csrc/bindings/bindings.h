@@ -29,6 +29,7 @@ void bind_cuda_kernels(pybind11::module_& m);
 void bind_draft_loop(pybind11::module_& m);
 void bind_drafting(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
+void bind_planner(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_segment_loop(pybind11::module_& m);

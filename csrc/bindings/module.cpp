@@ -47,6 +47,7 @@ PYBIND11_MODULE(_C, m) {
   bind_drafter(m);
   bind_draft_loop(m);
   bind_segment_loop(m);
+  bind_planner(m);
 #if defined(CE_HAVE_CUDA)
   auto cuda = m.def_submodule("cuda", "Launchers of the CUDA kernels; use cascade_engine.ops.");
   bind_cuda_kernels(cuda);

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-
-from cascade_engine.policy.acceptance import SIZES, Ends, TreeGains
+from cascade_engine._C import TREE_SIZES, Ends, TreeGains
 
 
 def test_survival_is_found_from_drafts_of_all_lengths() -> None:
@@ -30,6 +29,7 @@ def test_nothing_seen_is_the_prior_and_little_seen_is_near_it() -> None:
     ends.add(40, False)  # deeper than what is told apart
     assert ends.reviews == 1.0
     assert ends.survival()[1] > 0.8
+    assert ends.open[32] == 1.0
 
 
 def test_a_large_tree_tells_what_smaller_ones_would_have_given() -> None:
@@ -38,7 +38,7 @@ def test_a_large_tree_tells_what_smaller_ones_would_have_given() -> None:
         gains.add(32, 1, [0, 3, 12, 40])
     assert gains.means([9.0] * 4)[:3] == pytest.approx([1.0, 2.0, 2.0], abs=0.05)
     assert gains.evidence(0) == 1000.0
-    assert gains.evidence(SIZES.index(64)) == 0.0
+    assert gains.evidence(TREE_SIZES.index(64)) == 0.0
 
 
 def test_sizes_are_compared_over_the_same_reviews() -> None:

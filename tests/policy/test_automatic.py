@@ -9,8 +9,10 @@ import pytest
 
 from cascade_engine.errors import RequestError
 from cascade_engine.policy import AutoCascade, Draft, LevelSet, PlainDecoding, Review, RowState
-from cascade_engine.policy.learner import CascadeLearner, Surprise
-from cascade_engine.policy.plans import Plan, renewal
+from cascade_engine.policy.learner import CascadeLearner
+from cascade_engine.policy.lenience import adapted
+from cascade_engine.policy.planning import Estimate, Knowledge, RowRecord
+from cascade_engine.policy.plans import Plan
 from cascade_engine.policy.simulator import (
     Emitted,
     Kept,
@@ -22,6 +24,7 @@ from cascade_engine.policy.simulator import (
     World,
     throughput,
 )
+from cascade_engine.policy.surprise import Surprise
 from tests.policy.worlds import (
     BEST,
     adversarial_world,
@@ -44,8 +47,8 @@ def test_random_worlds_against_the_best_fixed_setting() -> None:
         world = random_world(seed)
         fixed = fixed_settings(world.neural - 1)[best]
         shares.append(throughput(world, AUTO, [seed]) / throughput(world, fixed, [seed]))
-    assert statistics.fmean(shares) >= 0.97, sorted(shares)
-    assert min(shares) >= 0.78, sorted(shares)
+    assert statistics.fmean(shares) >= 0.985, sorted(shares)
+    assert min(shares) >= 0.7, sorted(shares)
 
 
 @pytest.mark.parametrize("seed", [2, 14])
@@ -71,23 +74,8 @@ def test_adversarial_worlds_against_plain_decoding() -> None:
 def test_rows_share_passes(regimes: tuple[Regime, ...]) -> None:
     """Eight rows: wide reviews get dear, and what pays for one row need not pay here."""
     world = World((1.0, 0.1), regimes, token_cost=0.02, knee=16, beyond=0.05)
-    plain = throughput(world, PlainDecoding(), [1], 400, 8)
-    assert throughput(world, AUTO, [1], 400, 8) >= (0.96 if regimes == (HARD,) else 1.8) * plain
-
-
-def test_renewal_by_enumeration() -> None:
-    """One review keeps 0, 1 or 2 of two tokens; sums over all sequences of reviews."""
-    kept = [1.0, 0.6, 0.3]
-    sizes = {1: 0.4, 2: 0.3, 3: 0.3}
-
-    def reviews(missing: int) -> float:
-        if missing <= 0:
-            return 0.0
-        return 1.0 + sum(chance * reviews(missing - size) for size, chance in sizes.items())
-
-    found = renewal(kept, 8)
-    assert found.mean == pytest.approx(1.9)
-    assert found.reviews == pytest.approx([reviews(k) for k in range(9)])
+    plain = throughput(world, PlainDecoding(), [1], 1000, 8)
+    assert throughput(world, AUTO, [1], 1000, 8) >= (0.96 if regimes == (HARD,) else 1.6) * plain
 
 
 def test_a_plan_is_a_pure_function_of_the_row() -> None:
@@ -127,21 +115,20 @@ def test_room_never_decides_who_reviews_a_drafted_token() -> None:
 
 
 def test_lenience_follows_the_target_within_bounds() -> None:
-    learner = AutoCascade(cache=None, max_lenience=2.0).start(LEVELS)
-    learner._plan = Plan(drafter=1, tokens=4, width=4)
-    ends = learner._known.ends[0, 1]
-
-    def reviews(kept: int) -> None:
-        for _ in range(400):
+    known, plan, lenience = Knowledge(2), Plan(drafter=1, tokens=4, width=4), 1.0
+    ends = known.ends(0, 1)
+    for kept, least in ((4, 2.0), (0, 1.0)):
+        ends.scale(0.0)
+        for i in range(400):
             ends.add(kept, kept < 4)
-            learner._adapt_lenience()
-            assert 1.0 <= learner.lenience <= 2.0
-
-    reviews(4)
-    assert learner.lenience == 2.0
+            before, lenience = lenience, adapted(lenience, 2.0, plan, known)
+            assert 1.0 <= lenience <= 2.0
+            assert i >= 15 or lenience == before
+        assert lenience == least
     ends.scale(0.0)
-    reviews(0)
-    assert learner.lenience == 1.0
+    ends.add(4, False)
+    ends.scale(100.0)
+    assert adapted(1.0, 2.0, Plan(drafter=1, tokens=4), known) == 1.0  # reviews nothing of others
 
 
 def test_probing_goes_on_when_nothing_pays() -> None:
@@ -176,7 +163,7 @@ def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
     """Three tokens drafted in one go, then judged, against three reviews of nothing."""
     learners = [AUTO.start(LEVELS) for _ in range(2)]
     for at_once, learner in zip((True, False), learners, strict=True):
-        learner._plan = Plan(drafter=1, tokens=3)
+        learner._adopt(Estimate(Plan(drafter=1, tokens=3)))
         row = SimulatedRow(TEXT, [0, 0], cached=[0, 0])
         for kept in (3, 1, 2):
             start = row.frontier[0]
@@ -191,7 +178,7 @@ def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
             item = Reviewed(start, start + 3, None)
             row.tokens, row.frontier = [], [start + kept + 1] * 2
             learner.reviewed(0, [row], [item], [Kept(kept)], 4, 1e-2)
-    found, expected = (each._known.ends[0, 1] for each in learners)
+    found, expected = (each._known.ends(0, 1) for each in learners)
     assert (found.rejected, found.open) == (expected.rejected, expected.open)
     assert found.rejected[1] == found.rejected[2] == found.open[3] == 1.0
     assert learners[0].costs.seconds(1, 1, 1) == pytest.approx(learners[1].costs.seconds(1, 1, 1))
@@ -199,14 +186,15 @@ def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
 
 def planned(learner: CascadeLearner, ended: float) -> int:
     """Tokens that a learner drafts for a table that is always right, where so many rows end."""
-    learner._known.ends[0, 1].add(20, False)
-    learner._known.ends[0, 1].scale(100.0)
+    learner._known.ends(0, 1).add(20, False)
+    learner._known.ends(0, 1).scale(100.0)
     learner._known.ended, learner._known.emitted = ended, 1000.0
     for tokens in (1, 8, 16, 24):
         for _ in range(8):
             learner.costs.observe(0, 1, tokens, 1.0 + 0.04 * tokens, False)
             learner.costs.observe(1, 1, tokens, 0.01, False)
-    learner._look(1)
+    learner._records = [RowRecord(1)]
+    learner._look(1.0)
     return learner._plan.tail
 
 
@@ -242,9 +230,38 @@ def test_a_process_that_was_stopped_learns_nothing_from_that() -> None:
     learner.reviewed(0, simulation.rows, [Reviewed(0, 0, None)], [Kept(0)], 1, 1e5)
     learner.stepped([Emitted(range(1), None)], 1e5, 0.0)
     assert learner._clock - before < 100.0
-    assert learner._lost < 100.0
+    assert learner._budget.lost < 100.0
 
 
 def test_policies_say_no_clearly() -> None:
     with pytest.raises(RequestError, match="max_lenience must be"):
         AutoCascade(max_lenience=0.5)
+
+
+def test_rows_whose_plan_changed_unheard_are_counted_all_the_same() -> None:
+    """Rows leave and come while nobody listens, those that decoded plainly draft again."""
+    learner = AUTO.start(LEVELS)
+    learner._steps = 100
+    rows = [SimulatedRow(TEXT, [0, 0], record=RowRecord(2)) for _ in range(2)]
+    rows[0].record.drafts = False
+    learner._adopt(Estimate(Plan(drafter=1, tokens=3)))
+    for row in rows:
+        assert learner.next_action(row.state()) == Draft(1, 3)
+        row.tokens, row.frontier = [0, 0, 0], [0, 3]
+    learner.drafted(1, [(row, Draft(1, 3)) for row in rows], 1e-3)
+    for row in rows:
+        row.tokens, row.frontier = [], [3, 3]
+    learner.reviewed(0, rows, [Reviewed(0, 3, None)] * 2, [Kept(2)] * 2, 8, 1e-3)
+    assert learner._known.ends(0, 1).reviews == 2.0
+    learner._adopt(Estimate(Plan(tail=2)))
+    learner.drafted(1, [(row, Draft(1, 3)) for row in rows], 1e-3)
+    learner.reviewed(0, rows, [Reviewed(0, 3, None)] * 2, [Kept(2)] * 2, 8, 1e-3)  # raises nothing
+
+
+def test_other_numbers_of_rows_are_planned_for_at_once() -> None:
+    learner = AUTO.start(LEVELS)
+    learner._steps = 100
+    learner._pace.listening, learner._pace._next_listen = False, 1000
+    learner.stepped([Emitted(range(1), None)] * 5, 1e-3, 0.0)
+    assert learner._bucket == 4
+    assert len(learner._records) == 5

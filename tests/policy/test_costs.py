@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cascade_engine.policy.costs import PassCosts
+from cascade_engine.policy.planning import PassCosts
 
 
 def measured(passes: int = 8) -> PassCosts:
-    costs = PassCosts((1000, 100))
+    costs = PassCosts([1000, 100])
     for _ in range(passes):
         for tokens, seconds in ((1, 1.0), (8, 1.1), (16, 1.6)):
             costs.observe(0, 1, tokens, seconds, False)
@@ -25,7 +25,7 @@ def test_measured_sizes_and_those_between() -> None:
 
 def test_what_was_never_measured() -> None:
     costs = measured()
-    assert PassCosts((1, 1)).seconds(0, 1, 1) == 0.0
+    assert PassCosts([1, 1]).seconds(0, 1, 1) == 0.0
     assert costs.seconds(1, 1, 1) == pytest.approx(0.1, rel=0.05)  # by its weights
     assert costs.seconds(2, 1, 1) < 0.05  # a table
     assert costs.seconds(0, 4, 8) == pytest.approx(costs.seconds(0, 1, 8))
@@ -47,3 +47,25 @@ def test_times_follow_the_machine() -> None:
     for _ in range(400):
         costs.observe(0, 1, 8, 2.2, False)
     assert costs.seconds(0, 1, 16) > 2.0
+
+
+def test_few_and_many_rows_tell_of_one_another() -> None:
+    """What tokens cost is learnt with any number of rows, and what rows cost with any tokens."""
+    costs = measured()
+    for _ in range(30):
+        costs.observe(0, 8, 8, 2.2, False)  # where one row's pass over as many takes 1.1
+        costs.observe(0, 1, 8, 1.1, False)
+    dearer = costs.seconds(0, 8, 8) / costs.seconds(0, 1, 8)
+    assert dearer == pytest.approx(2.0, rel=0.1)
+    assert costs.seconds(0, 8, 16) == pytest.approx(dearer * costs.seconds(0, 1, 16))
+    assert costs.seconds(0, 7, 16) == costs.seconds(0, 8, 16) == costs.seconds(0, 30, 16)
+
+
+def test_what_was_measured_is_taken_over() -> None:
+    costs, again = measured(), PassCosts([1000, 100])
+    again.restore(costs.cells())
+    for rows, tokens in ((1, 1), (1, 12), (3, 24)):
+        assert again.seconds(0, rows, tokens) == pytest.approx(costs.seconds(0, rows, tokens))
+    for cell in ((0, 0, 0, 1.0, 1.0), (0, 1, 1, 1.0, 1.0), (-1, 0, 1, 1.0, 1.0), (0, 0, 1, 0.0, 1)):
+        with pytest.raises(ValueError, match="a cell needs"):
+            again.restore([cell])

@@ -134,3 +134,14 @@ def test_reviews_are_those_of_native_code(lenience: float, kind: str) -> None:
         assert tokens[0] == tokens[1]
         kept += accepted
     assert kept > 5
+
+
+def test_a_lenient_level_keeps_the_likeliest_of_siblings_that_pass() -> None:
+    for seed in range(10):
+        case = Case(seed, "tree")
+        liked = case.model.choices(case.text, 1)[0].tokens
+        case.tree = TokenTree([liked[2], liked[1]], [-1, -1], [1e-4, 1e-4], [2, 2])
+        found = case.recorded(case.rows(), 3.0)
+        (_, own, path), _ = case.native(case.rows(), 3.0)
+        assert list(found.path) == path == [1]
+        assert found.token == own

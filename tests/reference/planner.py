@@ -1,23 +1,23 @@
-"""What every kind of plan is expected to give, by acceptance and costs."""
+"""What every kind of plan is expected to give, by acceptance and costs: the oracle of the native
+planner, for rows in general that all follow one plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from cascade_engine.policy.acceptance import SIZES, Ends, TreeGains
-from cascade_engine.policy.costs import PassCosts
-from cascade_engine.policy.plans import PLAIN, Kind, Plan, Renewal, partial_sum, renewal
+from cascade_engine.policy.plans import PLAIN, Plan
+from tests.reference.acceptance import SIZES, Ends, TreeGains
+from tests.reference.pass_costs import PassCosts
 
+Kind = tuple[int, int, bool, bool, int]
+"""Plans of one kind differ in lengths only."""
 TAILS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)
 WIDTHS = (0, 4, 8)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 SECOND_LENGTHS = (3, 6)
 LATER_TAILS = (4, 8)
-UNKNOWN = 4.0
-"""What passes far wider than any measured one are taken to cost, times the expected: lengths grow
-step by step, since nobody knows where a machine's arithmetic gives out."""
 NEURAL_PRIOR, STATISTICAL_PRIOR = 0.8, 0.5
 TREE_LIFT = (0.5, 0.8, 1.1, 1.3)
 """Tokens that trees of SIZES nodes give beyond a chain, until it is known better."""
@@ -40,13 +40,9 @@ class Knowledge:
         """Rows that came to their end, and tokens in all: what was drafted behind an end is lost.
         """
 
-    def scale(self, factor: float) -> None:
-        for ends in self.ends.values():
-            ends.scale(factor)
-        for gains in self.trees:
-            gains.scale(factor)
-        self.ended *= factor
-        self.emitted = max(self.emitted * factor, 20.0)
+
+def kind_of(plan: Plan) -> Kind:
+    return plan.drafter, plan.second, plan.width > 0, plan.tail > 0, plan.nodes
 
 
 class Estimate(NamedTuple):
@@ -91,7 +87,7 @@ class Planner:
         """The best plan of each kind."""
         found: dict[Kind, Estimate] = {}
         for each in self._candidates():
-            kind = each.plan.kind
+            kind = kind_of(each.plan)
             if kind not in found or found[kind].rate < each.rate:
                 found[kind] = each
         return found
@@ -114,8 +110,9 @@ class Planner:
                         yield from self._neural_plans(drafter, second, length, width)
 
     def _lone_trees(self) -> Iterator[Estimate]:
-        n, gains, sums = self._neural, self._known.trees[0], self._sum(0, self._neural)
-        prior = [sums[min(size, 16)] + lift for size, lift in zip(SIZES, TREE_LIFT, strict=True)]
+        n, gains = self._neural, self._known.trees[0]
+        kept = [0.0, *accumulate(self._known.ends[0, n].survival()[1:])]
+        prior = [kept[min(size, 16)] + lift for size, lift in zip(SIZES, TREE_LIFT, strict=True)]
         means = gains.means(prior)
         for i, nodes in enumerate(SIZES):
             seconds = self._pass(n, nodes, True) + self._pass(0, nodes + 1, True)
@@ -173,7 +170,8 @@ class Planner:
         if not self._trees:
             return
         gains = self._known.trees[plan.drafter]
-        prior = [reached * tails[4] + (1.2 - reached) * lift for lift in TREE_LIFT]
+        kept = sum(self._known.ends[0, n].survival()[1:5])
+        prior = [reached * kept + (1.2 - reached) * lift for lift in TREE_LIFT]
         means = gains.means(prior)
         for i, nodes in enumerate(SIZES[:3]):
             if nodes > length + 2.0:
@@ -188,7 +186,7 @@ class Planner:
         n = self._neural
         seconds = self._pass(level, width + 1) + (self._pass(n, width) if width else 0.0)
         if not width:  # drafts on its own, all tokens in one go
-            return renewal([1.0], LENGTHS[-1]), seconds - self._overhead, 1e9
+            return renewal([1.0], LENGTHS[-1]), seconds - self._overhead * (1 + self._rows), 1e9
         ends = self._known.ends[level, n]
         return renewal(ends.survival()[: width + 1], LENGTHS[-1]), seconds, ends.reviews
 
@@ -196,10 +194,12 @@ class Planner:
         """Seconds of a pass that all rows share, each with `width` tokens."""
         found = self._seconds.get((level, width, tree))
         if found is None:
-            found = self._costs.seconds(level, self._rows, self._rows * width, tree)
-            found = max(found, 1e-9) + self._overhead
-            if level < self._neural and self._rows * width > self._reaches[level]:
-                found *= UNKNOWN
+            total = self._rows * width
+            found = self._costs.seconds(level, self._rows, total, tree)
+            if level < self._neural and total > (reach := self._reaches[level]):
+                wide = self._costs.seconds(level, self._rows, reach, tree) * total / reach
+                found = max(found, wide)
+            found = max(found, 1e-9) + self._overhead * (1 + self._rows)
             self._seconds[level, width, tree] = found
         return found
 
@@ -212,3 +212,36 @@ class Planner:
                 survival = [kept * self._goes_on**d for d, kept in enumerate(survival)]
             found = self._sums[level, source] = [0.0, *accumulate(survival[1:])]
         return found
+
+
+class Renewal(NamedTuple):
+    """Reviews that each add 1..w+1 tokens, one after the other."""
+
+    reviews: list[float]
+    """[k]: expected number of them until k tokens are there."""
+    mean: float
+    """Expected tokens of one."""
+
+
+def renewal(kept: Sequence[float], longest: int) -> Renewal:
+    """`kept[d]` is the chance that a review keeps at least d tokens, d = 0..w; it adds one of its
+    own. Exact: u(v), the chance that the total passes through v, sums over the last review."""
+    width = len(kept) - 1
+    sizes = [kept[d] - kept[d + 1] for d in range(width)] + [kept[width]]
+    passes, reviews, total = [1.0], [0.0, 1.0], 1.0
+    for v in range(1, longest):
+        chance = 0.0
+        for x in range(1, min(v, width + 1) + 1):
+            chance += passes[v - x] * sizes[x - 1]
+        passes.append(chance)
+        total += chance
+        reviews.append(total)
+    return Renewal(reviews, sum(kept))
+
+
+def partial_sum(sums: Sequence[float], length: float) -> float:
+    """`sums` at a length between integers."""
+    whole = int(length)
+    if whole >= len(sums) - 1:
+        return sums[-1]
+    return sums[whole] + (length - whole) * (sums[whole + 1] - sums[whole])

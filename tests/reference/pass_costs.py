@@ -1,10 +1,10 @@
-"""What a pass costs: measured while running, interpolated where nothing was measured yet."""
+"""What a pass costs: the oracle of csrc/include/ce/pass_costs.h."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 TOKENS = (*range(1, 33), *range(36, 65, 4), *range(72, 129, 8))
 """Sizes of passes that are told apart, in tokens over all rows; beyond 128, by factors of 1.25."""
@@ -15,48 +15,52 @@ PULL = 4.0
 """Passes that a size needs to weigh as much as what the sizes around it tell."""
 
 
-class PassCosts:
-    """Times of passes by (level, rows, tokens) in seconds, up to a common factor that follows the
-    machine's speed, so that times taken in a busy and in a quiet moment compare.
+HALVES, SURE = 1.1, 3.0
+"""A pass costs hardly more than two over half the tokens, where such were measured so often."""
+FIRST, LATER = 1.4, 0.35
+"""How far a time may move what is known of its size, as a logarithm."""
+ROWS_MATTER = 3.0
+"""Passes over as many tokens of few and of many rows differ by this at most."""
 
-    Level numbers are those of the engine; passes over trees are a table of their own. Where a cell
-    is empty its neighbours in tokens tell, rather too low: what looks good is tried and measured.
-    Without any, those for another number of rows, then
-    `weight_bytes` are compared with those of a level that was measured.
-    """
+
+class PassCosts:
+    """Times by (level, tokens over all rows), times a factor for the number of rows, times one for
+    the machine's speed."""
 
     def __init__(self, weight_bytes: Sequence[int]) -> None:
         self._bytes = tuple(weight_bytes)
-        self._tables: dict[tuple[int, int], dict[int, list[float]]] = {}
-        """(table, rows) -> tokens -> [seconds, weight]."""
+        self._cells: dict[int, dict[int, list[float]]] = {}
+        """table -> tokens -> [seconds, weight]."""
+        self._factors: dict[int, dict[int, list[float]]] = {}
+        """table -> rows -> [factor, weight]."""
         self._speed = 1.0
-        self._curves: dict[tuple[int, int], _Curve] = {}
 
     def observe(self, level: int, rows: int, tokens: int, seconds: float, tree: bool) -> None:
-        """A pass took `seconds`. A single slow one counts as little more than a slow one."""
-        key = _table(level, tree), row_bucket(rows)
-        cells = self._tables.setdefault(key, {})
-        self._curves.pop(key, None)
-        size = _size(tokens)
+        table, rows, size = _table(level, tree), row_bucket(rows), _size(tokens)
+        cells = self._cells.setdefault(table, {})
+        unit = self._speed * self._factor(table, rows)
         cell = cells.get(size)
         if cell is None:
-            guess = self.seconds(level, rows, tokens, tree) / self._speed
-            scaled = seconds / self._speed
+            guess = self.seconds(level, rows, tokens, tree) / unit
+            scaled = seconds / unit
             if guess and scaled > 2.0 * guess:
                 scaled = math.sqrt(2.0 * guess * scaled)
             cells[size] = [scaled, 1.0]
-            self._curves.pop(key, None)
             return
-        ratio = seconds / (cell[0] * self._speed)
-        ratio = min(ratio, 4.0 if cell[1] < 4.0 else 1.5)
+        most = FIRST if cell[1] < 4.0 else LATER
+        change = min(max(math.log(seconds / (cell[0] * unit)), -most), most)
         cell[1] = min(cell[1] + 1.0, 12.0)
-        cell[0] *= 1.0 + (ratio - 1.0) / cell[1]
-        if cell[1] > 4.0:
-            self._speed *= 1.0 + 0.1 * (min(ratio, 1.25) - 1.0)
+        cell[0] *= math.exp(change / cell[1])
+        if cell[1] <= 4.0:
+            return
+        self._speed *= math.exp(0.05 * change)
+        factors = self._factors.setdefault(table, {})
+        factor = factors.setdefault(rows, [self._factor(table, rows), 4.0])
+        factor[1] = min(factor[1] + 1.0, 24.0)
+        factor[0] *= math.exp(change / factor[1])
+        factor[0] = min(max(factor[0], 1.0 / ROWS_MATTER), ROWS_MATTER)
 
     def seconds(self, level: int, rows: int, tokens: int, tree: bool = False) -> float:
-        """Expected time of a pass; 0 while nothing at all is known."""
-        rows = row_bucket(rows)
         found = self._measured(_table(level, tree), rows, tokens)
         if found is None and tree:
             found = self._measured(_table(level, False), rows, tokens)
@@ -65,52 +69,31 @@ class PassCosts:
         return found * self._speed
 
     def reach(self, level: int, rows: int) -> int:
-        """Tokens of a pass that its price can be told for: about twice the widest measured one."""
         widest = 1
         for tree in (False, True):
-            cells = self._tables.get((_table(level, tree), row_bucket(rows)))
-            if cells:
-                widest = max(widest, *cells)
+            widest = max(widest, *self._cells.get(_table(level, tree), {1: None}))
         return 2 * widest + 2 * rows
 
+    def _factor(self, table: int, rows: int) -> float:
+        known = self._factors.get(table)
+        if not known:
+            return 1.0
+        near = min(known, key=lambda r: (abs(math.log(r / rows)), -r))
+        return known[near][0]
+
     def _measured(self, table: int, rows: int, tokens: int) -> float | None:
-        curve = self._curves.get((table, rows))
-        if curve is not None:
-            return curve(tokens)
-        cells = self._tables.get((table, rows))
-        if cells:
-            curve = self._curves[table, rows] = _Curve(cells)
-            return curve(tokens)
-        others = [r for (t, r), c in self._tables.items() if t == table and c]
-        if not others:
-            return None
-        near = min(others, key=lambda r: abs(math.log(r / rows)))
-        return self._measured(table, near, tokens)
+        cells = self._cells.get(table)
+        return _Curve(cells)(tokens) * self._factor(table, row_bucket(rows)) if cells else None
 
     def _from_another_level(self, level: int, rows: int, tokens: int) -> float:
         """By weights; a level without any is taken to cost a fiftieth of the target."""
-        known = {t // 2 for (t, _), cells in self._tables.items() if cells}
-        for other in sorted(known & set(range(len(self._bytes)))):
+        for other in range(len(self._bytes)):
             found = self._measured(_table(other, False), rows, tokens)
             if found is not None:
                 if level >= len(self._bytes):
                     return found / 50.0
                 return found * max(self._bytes[level] / max(self._bytes[other], 1), 0.02)
         return 0.0
-
-    def cells(self) -> list[list[float]]:
-        """What was measured, as [table, rows, tokens, seconds, weight]."""
-        return [
-            [table, rows, size, seconds * self._speed, weight]
-            for (table, rows), found in self._tables.items()
-            for size, (seconds, weight) in found.items()
-        ]
-
-    def restore(self, cells: Iterable[tuple[int, int, int, float, float]]) -> None:
-        """Begins with such cells."""
-        for table, rows, size, seconds, weight in cells:
-            self._tables.setdefault((table, rows), {})[size] = [seconds, weight]
-        self._curves.clear()
 
 
 def _table(level: int, tree: bool) -> int:
@@ -146,8 +129,14 @@ class _Curve:
         smooth = []
         for i, size in enumerate(self._sizes):
             value, weight = cells[size]
-            guess = self._guess(size, i, i + 1, 1.0) if i else 0.0
+            inside = 0 < i < len(self._sizes) - 1
+            guess = self._guess(size, i, i + 1, 1.0) if inside else 0.0
             smooth.append((PULL * guess + weight * value) / (PULL + weight) if guess else value)
+        each = math.inf
+        for i, size in enumerate(self._sizes):
+            smooth[i] = min(smooth[i], each * size)
+            if cells[size][1] >= SURE:
+                each = min(each, HALVES * smooth[i] / size)
         for i in reversed(range(len(smooth) - 1)):
             smooth[i] = min(smooth[i], smooth[i + 1])
         self._values = smooth
@@ -174,5 +163,6 @@ class _Curve:
             low = max(min(slope, line), 0.0)
             return value + (straight * line + (1.0 - straight) * low) * (tokens - near)
         if below > 1:
-            slope = max(slope, (value - values[below - 2]) / (near - sizes[below - 2]))
+            line = (value - values[below - 2]) / (near - sizes[below - 2])
+            slope = max(slope, min(line, value / near))
         return value + slope * (tokens - near)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 MAX_DEPTH = 32
 """Depths from here on are one."""
-STRENGTH = 4.0
+STRENGTH = 15.0
 """Tokens that a depth needs to weigh as much as what the depth before it tells."""
 SIZES = (8, 16, 32, 64)
 """Trees that are told apart, in nodes."""

@@ -1,0 +1,303 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "ce/planner.h"
+
+namespace ce {
+namespace {
+
+constexpr std::array kTails = {1, 2, 3, 4, 6, 8, 10, 12, 16, 20};
+constexpr std::array kWidths = {0, 4, 8};
+constexpr std::array kLengths = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24};
+constexpr std::array kSecondLengths = {3, 6};
+constexpr std::array kLaterTails = {4, 8};
+constexpr std::array kSecondWidths = {0, 8};
+constexpr int kLongest = 24;
+// Widths beyond are not asked for: the longest draft with the widest tail.
+constexpr int kWidest = 512;
+// Plain decoding is known.
+constexpr double kCertain = 1e9;
+
+// Reviews that each add 1..w+1 tokens, one after the other.
+struct Renewal {
+  std::array<double, kLongest + 1> reviews;  // [k]: expected number until k tokens are there
+  double mean = 0.0;                         // tokens of one
+};
+
+// `kept[d]` is the chance that a review keeps at least d tokens, d = 0..width; it adds one of its
+// own. Exact: the chance that the total passes through v sums over the last review.
+Renewal renewal(const Survival& kept, int width) {
+  Renewal found{};
+  std::array<double, kDepths + 1> sizes{};
+  std::array<double, kLongest + 1> passes{};
+  for (int d = 0; d <= width; ++d) {
+    sizes[d] = d < width ? kept[d] - kept[d + 1] : kept[width];
+    found.mean += kept[d];
+  }
+  passes[0] = 1.0;
+  double total = 1.0;
+  found.reviews[1] = 1.0;
+  for (int v = 1; v < kLongest; ++v) {
+    for (int x = 1; x <= std::min(v, width + 1); ++x) passes[v] += passes[v - x] * sizes[x - 1];
+    total += passes[v];
+    found.reviews[v + 1] = total;
+  }
+  return found;
+}
+
+double between(const Survival& values, double length) {
+  const int whole = static_cast<int>(length);
+  if (whole >= kDepths) return values[kDepths];
+  return values[whole] + (length - whole) * (values[whole + 1] - values[whole]);
+}
+
+int size_index(int nodes) {
+  for (size_t i = 0; i < kTreeSizes.size(); ++i)
+    if (kTreeSizes[i] == nodes) return static_cast<int>(i) + 1;
+  return 0;
+}
+
+// 0: plain decoding.
+int kind_of(const Plan& plan, int neural) {
+  int kind = plan.drafter * neural + plan.second;
+  kind = (2 * kind + (plan.width > 0)) * 2 + (plan.tail > 0);
+  return kind * (static_cast<int>(kTreeSizes.size()) + 1) + size_index(plan.nodes);
+}
+
+int rounded(double value) {
+  return static_cast<int>(std::nearbyint(value));
+}
+
+}  // namespace
+
+// How a level writes with statistical drafts.
+struct Evaluation::Writing {
+  Renewal process;
+  double seconds;  // of one review
+  double reviews;  // that it is known from
+};
+
+Evaluation::Evaluation(const Knowledge& knowledge, const PassCosts& costs, int rows,
+                       double overhead, bool trees)
+    : known_(knowledge),
+      costs_(costs),
+      rows_(rows),
+      overhead_(overhead),
+      goes_on_(1.0 - std::min(knowledge.ended / knowledge.emitted, 0.5)),
+      trees_(trees) {
+  const int n = known_.neural();
+  survivals_.resize(static_cast<size_t>(n) * (n + 1) / 2);
+  sums_.resize(survivals_.size());
+  slots_.resize(static_cast<size_t>(n) * n * 4 * (kTreeSizes.size() + 1));
+}
+
+const std::vector<Estimate>& Evaluation::by_kind(const std::vector<const RowRecord*>& rows,
+                                                 int drafting) {
+  const int n = known_.neural();
+  drafting_ = drafting;
+  average(rows);
+  seconds_.assign(static_cast<size_t>(n + 1) * 2 * kWidest, -1.0);
+  reaches_.clear();
+  for (int level = 0; level < n; ++level)
+    reaches_.push_back(costs_.reach(level, level ? drafting_ : rows_));
+  std::fill(slots_.begin(), slots_.end(), -1);
+  found_.clear();
+  offer({}, 1.0, pass(0, 1), kCertain);
+  lone_chains();
+  if (trees_) lone_trees();
+  for (int drafter = 1; drafter < n; ++drafter) {
+    for (const int width : kWidths) neural_plans(drafter, 0, 0, width);
+    for (int second = drafter + 1; second < n; ++second)
+      for (const int length : kSecondLengths)
+        for (const int width : kSecondWidths) neural_plans(drafter, second, length, width);
+  }
+  return found_;
+}
+
+// Expected tokens are sums of survival, so that rows that share a plan are their mean.
+void Evaluation::average(const std::vector<const RowRecord*>& rows) {
+  const int n = known_.neural();
+  const size_t count = std::min<size_t>(drafting_, rows.size());
+  frailties_.clear();
+  for (int level = 0; level < n; ++level) {
+    for (int source = level + 1; source <= n; ++source) {
+      const size_t pair = known_.pair(level, source);
+      const Survival& general = known_.ends(level, source).survival();
+      Survival& mean = survivals_[pair];
+      mean = general;
+      if (count) {
+        mean.fill(0.0);
+        for (size_t i = 0; i < count; ++i) {
+          const Survival own = rows[i]->frailties[pair].survival(general, known_.belief(pair));
+          for (int d = 0; d <= kDepths; ++d) mean[d] += own[d];
+        }
+        for (double& each : mean) each /= static_cast<double>(count);
+      }
+      double going = 1.0;
+      sums_[pair][0] = 0.0;
+      for (int d = 1; d <= kDepths; ++d) {
+        if (level == 0) going *= goes_on_;
+        sums_[pair][d] = sums_[pair][d - 1] + mean[d] * going;
+      }
+    }
+  }
+  for (size_t i = 0; i < count; ++i) frailties_.push_back(rows[i]->frailties[known_.pair(0, n)]);
+}
+
+// `tokens` of a drafting row; `seconds` of all.
+void Evaluation::offer(Plan plan, double tokens, double seconds, double reviews) {
+  const int kind = kind_of(plan, known_.neural());
+  const double mean = kind ? (drafting_ * tokens + (rows_ - drafting_)) / rows_ : 1.0;
+  const Estimate each{plan,
+                      mean,
+                      seconds,
+                      reviews,
+                      kind ? drafting_ : rows_,
+                      kind,
+                      drafting_ * tokens / (rows_ * mean)};
+  int& slot = slots_[kind];
+  if (slot < 0) {
+    slot = static_cast<int>(found_.size());
+    found_.push_back(each);
+  } else if (found_[slot].rate() < each.rate()) {
+    found_[slot] = each;
+  }
+}
+
+void Evaluation::lone_chains() {
+  const int n = known_.neural();
+  const size_t pair = known_.pair(0, n);
+  for (const int tail : kTails) {
+    Plan plan;
+    plan.tail = tail;
+    offer(plan, 1.0 + sums_[pair][tail], pass(n, tail) + pass(0, tail + 1),
+          known_.ends(0, n).reviews());
+  }
+}
+
+void Evaluation::lone_trees() {
+  const int n = known_.neural();
+  const PerSize means = known_.lone_trees();
+  for (size_t i = 0; i < kTreeSizes.size(); ++i) {
+    const int nodes = kTreeSizes[i];
+    const double mean = tree_mean(means[i]);
+    Plan plan;
+    plan.nodes = nodes;
+    offer(plan, 1.0 + mean * std::pow(goes_on_, 0.5 * mean),
+          pass(n, nodes, true) + pass(0, nodes + 1, true), known_.trees(0).evidence(i));
+  }
+}
+
+// All lengths; then tails and trees behind the best of them.
+void Evaluation::neural_plans(int drafter, int second, int second_tokens, int width) {
+  Writing written;
+  if (second) {
+    const Writing inner = writing(second, width);
+    const double count = inner.process.reviews[second_tokens];
+    const int kept = std::min(rounded(count * inner.process.mean), kDepths);
+    const Ends& ends = known_.ends(drafter, second);
+    written = {renewal(survivals_[known_.pair(drafter, second)], kept),
+               count * inner.seconds + pass(drafter, kept + 1),
+               std::min(inner.reviews, ends.reviews())};
+  } else {
+    written = writing(drafter, width);
+  }
+  const size_t pair = known_.pair(0, drafter);
+  const double reviews = std::min(written.reviews, known_.ends(0, drafter).reviews());
+  struct Option {
+    Plan plan;
+    double tokens, length, spent;
+  };
+  std::array<Option, kLengths.size()> options;
+  size_t best = 0;
+  double best_rate = 0.0;
+  for (size_t i = 0; i < kLengths.size(); ++i) {
+    const double calls = written.process.reviews[kLengths[i]];
+    const double length = calls * written.process.mean, spent = calls * written.seconds;
+    const Plan plan{drafter, kLengths[i], second, second_tokens, width, 0, 0, 0};
+    options[i] = {plan, 1.0 + between(sums_[pair], length), length, spent};
+    const double seconds = spent + pass(0, rounded(length) + 1);
+    offer(plan, options[i].tokens, seconds, reviews);
+    const double rate = options[i].tokens / seconds;
+    if (rate > best_rate) best_rate = rate, best = i;
+  }
+  for (size_t i = 0; i < kLengths.size(); ++i)
+    if (i == best || kLengths[i] == 1 || kLengths[i] == 3)
+      longer(options[i].plan, options[i].tokens, reviews, options[i].length, options[i].spent);
+}
+
+// A statistical tail, or a tree, behind a neural draft.
+void Evaluation::longer(const Plan& drafted, double tokens, double reviews, double length,
+                        double spent) {
+  const int n = known_.neural();
+  const size_t own = known_.pair(0, drafted.drafter), tails = known_.pair(0, n);
+  const double reached = between(survivals_[own], length);
+  for (const int tail : kLaterTails) {
+    Plan plan = drafted;
+    plan.tail = tail;
+    offer(plan, tokens + reached * sums_[tails][tail],
+          spent + pass(n, tail) + pass(0, rounded(length) + tail + 1), reviews);
+  }
+  if (!trees_) return;
+  const TreeGains& gains = known_.trees(drafted.drafter);
+  const double general = between(known_.ends(0, drafted.drafter).survival(), length);
+  const Survival& chain = known_.ends(0, n).survival();
+  PerSize prior{};
+  for (size_t i = 0; i < prior.size(); ++i)
+    prior[i] =
+        general * (chain[1] + chain[2] + chain[3] + chain[4]) + (1.2 - general) * kTreeLift[i];
+  const PerSize means = gains.means(prior);
+  for (size_t i = 0; i + 1 < kTreeSizes.size(); ++i) {
+    const int nodes = kTreeSizes[i];
+    if (nodes <= length + 2.0) continue;
+    Plan plan = drafted;
+    plan.nodes = nodes;
+    plan.siblings = 2;
+    offer(plan, tokens + tree_mean(means[i]),
+          spent + pass(n, nodes, true) + pass(0, nodes + 1, true),
+          std::min(reviews, gains.evidence(i)));
+  }
+}
+
+Evaluation::Writing Evaluation::writing(int level, int width) {
+  const int n = known_.neural();
+  if (!width) {  // drafts on its own, all tokens in one go
+    Survival none{};
+    none[0] = 1.0;
+    return {renewal(none, 0), pass(level, 1) - overhead_ * (1 + drafting_), kCertain};
+  }
+  return {renewal(survivals_[known_.pair(level, n)], width),
+          pass(level, width + 1) + pass(n, width), known_.ends(level, n).reviews()};
+}
+
+// Seconds of a pass with `width` tokens of each drafting row; the target's has one of the others.
+// Passes far wider than any measured one are taken to gain nothing by it: lengths grow step by
+// step, since nobody knows where a machine's arithmetic gives out.
+double Evaluation::pass(int level, int width, bool tree) {
+  const int n = known_.neural();
+  const size_t key =
+      (static_cast<size_t>(level) * 2 + tree) * kWidest + std::min(width, kWidest - 1);
+  double& found = seconds_[key];
+  if (found >= 0.0) return found;
+  const int rows = level ? std::max(drafting_, 1) : rows_;
+  const int64_t tokens = static_cast<int64_t>(drafting_) * width + (level ? 0 : rows_ - drafting_);
+  found = costs_.seconds(level, rows, tokens, tree);
+  if (level < n && tokens > reaches_[level]) {
+    const int64_t reach = reaches_[level];
+    found = std::max(found, costs_.seconds(level, rows, reach, tree) * static_cast<double>(tokens) /
+                                static_cast<double>(reach));
+  }
+  found = std::max(found, 1e-9) + overhead_ * (1 + rows);
+  return found;
+}
+
+double Evaluation::tree_mean(double general) const {
+  if (frailties_.empty()) return std::max(general, 0.0);
+  const Belief& belief = known_.belief(known_.pair(0, known_.neural()));
+  double sum = 0.0;
+  for (const Frailty& each : frailties_) sum += each.tree_mean(general, belief);
+  return sum / static_cast<double>(frailties_.size());
+}
+
+}  // namespace ce

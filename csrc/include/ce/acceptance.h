@@ -1,0 +1,115 @@
+// How many drafted tokens a review keeps: decayed counts, by level and source over all rows, and of
+// single rows beside them.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace ce {
+
+// Depths from here on are one.
+inline constexpr int kDepths = 32;
+// Trees that are told apart, in nodes.
+inline constexpr std::array<int, 4> kTreeSizes = {8, 16, 32, 64};
+
+using PerSize = std::array<double, kTreeSizes.size()>;
+// Tokens that trees of these sizes give beyond a chain, until it is known better.
+inline constexpr PerSize kTreeLift = {0.5, 0.8, 1.1, 1.3};
+
+using Counts = std::array<double, kDepths + 1>;
+// [d]: the chance that the first d drafted tokens are all kept.
+using Survival = std::array<double, kDepths + 1>;
+
+// Reviews of one source's chains by one level: how many kept so many tokens and then rejected one,
+// and how many kept so many and there were no more. A review of a long draft thus tells what every
+// shorter one would have given (the product-limit estimate of Kaplan and Meier).
+class Ends {
+ public:
+  // `prior`: the chance that a token is kept, before any was seen.
+  explicit Ends(double prior) : prior_(prior) {}
+
+  void add(int kept, bool rejected);
+  void scale(double factor);
+  void restore(const Counts& rejected, const Counts& open);
+
+  const Survival& survival() const;
+  // Of the tokens that were looked at.
+  double kept_share() const;
+  double reviews() const { return reviews_; }
+  const Counts& rejected() const { return rejected_; }
+  const Counts& open() const { return open_; }
+
+ private:
+  double prior_;
+  Counts rejected_{}, open_{};
+  double reviews_ = 0.0;
+  mutable Survival survival_{};
+  mutable bool stale_ = true;
+};
+
+// What trees of each size gave beyond a chain. A review of a large tree tells what the smaller ones
+// within it would have given, so sizes are compared over the same reviews.
+class TreeGains {
+ public:
+  // Of a tree of `nodes` nodes, those of these ranks were kept one after the other; the chain in
+  // it, which stands in every tree, would have kept `trunk`.
+  void add(int nodes, int trunk, const std::vector<int>& ranks);
+  void scale(double factor);
+
+  // Tokens that trees of each size add; `prior` has guesses for all of them.
+  PerSize means(const PerSize& prior) const;
+  // Reviews that the mean of kTreeSizes[size] rests on.
+  double evidence(size_t size) const;
+
+  // By size, of the reviews that tell: tokens beyond the chain, and one more each; what the next
+  // smaller size would have given in them.
+  PerSize tokens{}, below{}, reviews{};
+};
+
+// How rows are taken to differ: a row's hazard (how much oftener than in rows in general its drafts
+// are rejected) is Gamma distributed over rows, a frailty, with mean 1 and variance 1 / alike. What
+// its reviews tell fades at one of two paces, since texts change.
+struct Belief {
+  double alike;
+  size_t pace;
+};
+inline constexpr std::array<double, 2> kPaces = {0.8, 0.96};
+inline constexpr std::array<Belief, 6> kBeliefs = {
+    {{1e9, 0}, {10.0, 0}, {10.0, 1}, {3.0, 0}, {3.0, 1}, {1.0, 1}}};
+
+// What a row's reviews of one source's drafts tell beside those of all rows.
+class Frailty {
+ public:
+  // A review kept `kept` tokens and then rejected one or found no more, where `survival` is what
+  // rows in general do.
+  void add(const Survival& survival, int kept, bool rejected);
+  // The same of a tree that gives rows in general `mean` tokens.
+  void add_tree(double mean, int kept);
+  void fade(double factor);
+
+  double hazard(const Belief& belief) const;
+  Survival survival(const Survival& general, const Belief& belief) const;
+  // Of a tree that gives rows in general `mean` tokens.
+  double tree_mean(double mean, const Belief& belief) const;
+
+ private:
+  void add(double expected, bool rejected);
+
+  std::array<double, kPaces.size()> rejected_{}, expected_{};
+};
+
+// Which belief has foretold reviews best, of late.
+class Beliefs {
+ public:
+  // Before `row` learns of it: a review kept `kept` tokens and then rejected one, or found no more.
+  void add(const Frailty& row, const Survival& survival, int kept, bool rejected);
+  const Belief& best() const { return kBeliefs[best_]; }
+
+ private:
+  std::array<double, kBeliefs.size()> scores_{};
+  size_t best_ = 0;
+};
+
+}  // namespace ce
