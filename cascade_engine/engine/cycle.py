@@ -151,8 +151,7 @@ class Cycle:
 
     def _draft(self, policy: Policy, drafts: Sequence[tuple[Row, Draft]]) -> None:
         """The statistical level drafts, and where nobody looks the level above reviews as well."""
-        unheard = not self.audience.watched and not self.audience.listening()
-        taken = self._segmenting.takes(drafts) if unheard else None
+        taken = None if self.audience.watched else self._segmenting.takes(drafts)
         if taken is None:
             self._drafting.draft(drafts)
         else:

@@ -16,6 +16,7 @@ from cascade_engine.errors import DecodingError
 from cascade_engine.levels import (
     NeuralLevel,
     ReviewItem,
+    SegmentPass,
     TokenRows,
     TokenTree,
     Verdict,
@@ -77,17 +78,24 @@ class Passes:
         except ValueError:
             self._retire(level, rows)
             return
-        statistical, proposals, reviews = len(self._neural), drafted.proposals, drafted.reviews
-        self._stats.count_pass(statistical, proposals.rows, proposals.seconds, proposals.passes)
-        self._stats.count_pass(level, reviews.rows, reviews.seconds, reviews.passes)
+        statistical = len(self._neural)
+        proposing = self._count_segments(statistical, drafted.proposals)
+        reviewing = self._count_segments(level, drafted.reviews)
         for row, each in zip(rows, drafted.rows, strict=True):
             begin = row.length
             row.append_segment(level, statistical, each)
             row.look_for_end(self._tokens, begin)
             calls = len(each.accepted)
-            row.stats.levels[level].count_call(reviews.seconds * calls / reviews.rows, calls)
-            share = proposals.seconds * each.asked / max(proposals.rows, 1)
-            row.stats.levels[statistical].count_call(share, each.asked)
+            row.stats.levels[level].count_call(reviewing * calls, calls)
+            row.stats.levels[statistical].count_call(proposing * each.asked, each.asked)
+        for listener in self._audience.listening():
+            listener.drafted_segments(level, rows, drafted)
+
+    def _count_segments(self, level: int, passes: Sequence[SegmentPass]) -> float:
+        """Passes of one level in a loop; returns the seconds for each row in them."""
+        rows, seconds = sum(p.rows for p in passes), sum(p.seconds for p in passes)
+        self._stats.count_pass(level, rows, seconds, sum(p.passes for p in passes))
+        return seconds / max(rows, 1)
 
     def review(
         self, level: int, lenience: float, reviews: Sequence[tuple[Row, Review]]

@@ -276,7 +276,7 @@ class Row:
         if self.sampler.rejects:
             self.reviews += len(drafted.accepted)
         self.stats.levels[level].drafted += len(drafted.accepted)
-        self.stats.levels[statistical].drafted += drafted.proposed
+        self.stats.levels[statistical].drafted += sum(drafted.proposed)
 
     def append_branches(self, level: int, tokens: TokenRows, root: int, tree: DraftedTree) -> None:
         """The statistical level proposed a tree behind the row's leading `root` tokens."""

@@ -23,6 +23,7 @@ from cascade_engine.levels.rows import (
 from cascade_engine.levels.segments import (
     SegmentDrafted,
     SegmentItem,
+    SegmentPass,
     Segments,
     SegmentsDrafted,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "ReviewItem",
     "SegmentDrafted",
     "SegmentItem",
+    "SegmentPass",
     "Segments",
     "SegmentsDrafted",
     "Speculated",

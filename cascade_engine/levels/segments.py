@@ -39,27 +39,29 @@ class SegmentItem(NamedTuple):
 class SegmentDrafted(NamedTuple):
     """What a row has got."""
 
+    proposed: list[int]
+    """Drafts of the statistics that each review saw."""
     accepted: list[int]
-    """Drafts that each review kept; a token of the level's own follows them."""
+    """Those that it kept; a token of the level's own follows them."""
     asked: int
     """Times that the statistics were."""
-    proposed: int
-    """Tokens that they gave."""
 
 
-class PassCount(NamedTuple):
-    """Passes of one level over rows."""
+class SegmentPass(NamedTuple):
+    """A review, one pass over rows; or what the statistics gave for it, asked up to `passes` times
+    for a row and `rows` times in all."""
 
     passes: int
     rows: int
-    """In all of them."""
+    tokens: int
+    """Read by the level; proposed."""
     seconds: float
 
 
 class SegmentsDrafted(NamedTuple):
     rows: list[SegmentDrafted]
-    proposals: PassCount
-    reviews: PassCount
+    proposals: list[SegmentPass]
+    reviews: list[SegmentPass]
 
 
 class Segments:
@@ -104,9 +106,11 @@ class Segments:
             table=self._table,
         )
         drafted = SegmentsDrafted(
-            [SegmentDrafted(*row) for row in found[0]], PassCount(*found[1]), PassCount(*found[2])
+            [SegmentDrafted(*row) for row in found[0]],
+            [SegmentPass(*each) for each in found[1]],
+            [SegmentPass(*each) for each in found[2]],
         )
-        for item, (accepted, _, _) in zip(items, drafted.rows, strict=True):
+        for item, (_, accepted, _) in zip(items, drafted.rows, strict=True):
             end = item.length + sum(accepted) + len(accepted) - 1
             pages.length[item.slot] = end
             pages.truncate(item.slot, end)

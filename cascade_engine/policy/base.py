@@ -179,6 +179,41 @@ class OutputSeen(Protocol):
         """None while the row goes on."""
 
 
+class SegmentSeen(Protocol):
+    """What a row got in one call for a segment."""
+
+    @property
+    def proposed(self) -> Sequence[int]:
+        """Drafts that each review saw."""
+
+    @property
+    def accepted(self) -> Sequence[int]:
+        """Those that it kept, without the level's own token behind them."""
+
+
+class PassSeen(Protocol):
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class SegmentsSeen(Protocol):
+    @property
+    def rows(self) -> Sequence[SegmentSeen]: ...
+
+    @property
+    def proposals(self) -> Sequence[PassSeen]:
+        """What the statistics proposed, before each review."""
+
+    @property
+    def reviews(self) -> Sequence[PassSeen]: ...
+
+
 class Listener(Protocol):
     """Hears what an engine does, right after it; changes nothing of what it is given.
 
@@ -205,6 +240,10 @@ class Listener(Protocol):
         seconds: float,
     ) -> None:
         """A level reviewed rows in one pass over `fed` tokens; the rows are as that left them."""
+
+    def drafted_segments(self, level: int, rows: Sequence[RowSeen], drafted: SegmentsSeen) -> None:
+        """A neural level reviewed what the statistics proposed, over and over, in one call; the
+        rows are as that left them."""
 
     def stepped(
         self, outputs: Sequence[OutputSeen], seconds: float, prefill_seconds: float

@@ -14,6 +14,7 @@ from cascade_engine.policy.base import (
     ReviewSeen,
     RowSeen,
     RowState,
+    SegmentsSeen,
     VerdictSeen,
 )
 from cascade_engine.policy.budget import TrialBudget
@@ -154,6 +155,26 @@ class CascadeLearner:
         for row, item, verdict in zip(rows, items, verdicts, strict=True):
             drafted, record = item.length - item.frontier, self._record(row)
             self._known.drafted(record, level, source, verdict.num_accepted, drafted, row.length)
+
+    def drafted_segments(self, level: int, rows: Sequence[RowSeen], drafted: SegmentsSeen) -> None:
+        """What is spent around the passes is spent once."""
+        for each in drafted.proposals:
+            self.costs.observe(self._neural, each.rows, max(each.tokens, 1), each.seconds, False)
+        behind = False
+        for row, segment in zip(rows, drafted.rows, strict=True):
+            length, record = row.length, self._record(row)
+            length -= sum(segment.accepted) + len(segment.accepted)
+            behind = behind or length - record.read[level] > BEHIND
+            for proposed, kept in zip(segment.proposed, segment.accepted, strict=True):
+                length += kept + 1
+                self._known.drafted(record, level, self._neural, kept, proposed, length)
+        for i, each in enumerate(drafted.reviews):
+            if i or not behind:
+                self.costs.observe(level, each.rows, each.tokens, each.seconds, False)
+        self._steady = self._steady and not behind
+        self._around.passed(
+            len(rows), sum(e.seconds for e in (*drafted.proposals, *drafted.reviews))
+        )
 
     def stepped(
         self, outputs: Sequence[OutputSeen], seconds: float, prefill_seconds: float

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine.policy import Draft, LevelSet
-from cascade_engine.policy.base import OutputSeen, ReviewSeen, RowSeen, VerdictSeen
+from cascade_engine.policy.base import OutputSeen, ReviewSeen, RowSeen, SegmentsSeen, VerdictSeen
 from cascade_engine.policy.planning import PassCosts
 
 SLOWEST = 0.05
@@ -57,6 +57,11 @@ class Passes:
         if level == 0:
             self._tokens += sum(verdict.num_accepted + 1 for verdict in verdicts)
         self._pass(level, len(rows), fed, any(item.tree is not None for item in items), seconds)
+
+    def drafted_segments(self, level: int, rows: Sequence[RowSeen], drafted: SegmentsSeen) -> None:
+        for number, passes in ((self._neural, drafted.proposals), (level, drafted.reviews)):
+            for each in passes:
+                self._pass(number, each.rows, each.tokens, False, each.seconds)
 
     @property
     def listening(self) -> bool:

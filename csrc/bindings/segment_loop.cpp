@@ -16,11 +16,13 @@ namespace {
 // length of a corpus, least confidence.
 using Row = std::tuple<int, int, int, int, int, int, int, std::shared_ptr<Sampler>, uint32_t,
                        Address, int64_t, double>;
-using Drafted = std::tuple<std::vector<int32_t>, int32_t, int32_t>;
-using Passes = std::tuple<int64_t, int64_t, double>;
+using Drafted = std::tuple<std::vector<int32_t>, std::vector<int32_t>, int32_t>;
+using Passes = std::vector<std::tuple<int64_t, int64_t, int64_t, double>>;
 
-Passes passes(const PassCount& count) {
-  return {count.passes, count.rows, count.seconds};
+Passes passes(const std::vector<SegmentPass>& list) {
+  Passes out;
+  for (const SegmentPass& p : list) out.emplace_back(p.passes, p.rows, p.tokens, p.seconds);
+  return out;
 }
 
 std::tuple<std::vector<Drafted>, Passes, Passes> segments(
@@ -61,7 +63,8 @@ std::tuple<std::vector<Drafted>, Passes, Passes> segments(
   DraftedSegments found =
       draft_segments({program, logits, left_padded, review, statistics}, asked, c.kernels, c.pool);
   std::vector<Drafted> out;
-  for (DraftedSegment& r : found.rows) out.emplace_back(std::move(r.accepted), r.asked, r.proposed);
+  for (DraftedSegment& r : found.rows)
+    out.emplace_back(std::move(r.proposed), std::move(r.accepted), r.asked);
   return {std::move(out), passes(found.proposals), passes(found.reviews)};
 }
 
@@ -69,21 +72,22 @@ std::tuple<std::vector<Drafted>, Passes, Passes> segments(
 }  // namespace ce
 
 void bind_segment_loop(py::module_& m) {
-  m.def("draft_segments", &ce::segments, py::arg("context"), py::arg("program"), py::arg("logits"),
-        py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("probs"),
-        py::arg("rows"), py::arg("lenience"), py::arg("max_match"), py::arg("table") = py::none(),
-        py::arg("left_padded") = false, py::arg("distributions") = py::none(),
-        py::call_guard<py::gil_scoped_release>(),
-        "Statistics propose and the program's model reviews, in turn, until each row's segment is "
-        "long enough: what calls of `propose`, of the program and of `accept` would leave. rows: "
-        "(row, cached tokens, length, tokens of the segment that suffice, tokens it may have at "
-        "most, tokens asked of the statistics at a time, drafts of theirs that are reviewed "
-        "without asking again, sampler, number of the first review where the sampler rejects, "
-        "address and length of a corpus, and in 0..1 the product of the tokens' probabilities "
-        "below which the segment ends). `logits` is the program's buffer; its block tables must "
-        "have room for the most that can be fed. Returns for each row (drafts accepted by each "
-        "review, times that the "
-        "statistics were asked, tokens that they gave), then (passes, rows in them, seconds) of "
-        "proposals and of reviews. Raises ValueError if the first review allows no token; a later "
-        "one only ends the segments.");
+  m.def(
+      "draft_segments", &ce::segments, py::arg("context"), py::arg("program"), py::arg("logits"),
+      py::arg("vocab"), py::arg("tokens"), py::arg("token_stride"), py::arg("probs"),
+      py::arg("rows"), py::arg("lenience"), py::arg("max_match"), py::arg("table") = py::none(),
+      py::arg("left_padded") = false, py::arg("distributions") = py::none(),
+      py::call_guard<py::gil_scoped_release>(),
+      "Statistics propose and the program's model reviews, in turn, until each row's segment is "
+      "long enough: what calls of `propose`, of the program and of `accept` would leave. rows: "
+      "(row, cached tokens, length, tokens of the segment that suffice, tokens it may have at "
+      "most, tokens asked of the statistics at a time, drafts of theirs that are reviewed "
+      "without asking again, sampler, number of the first review where the sampler rejects, "
+      "address and length of a corpus, and in 0..1 the product of the tokens' probabilities "
+      "below which the segment ends). `logits` is the program's buffer; its block tables must "
+      "have room for the most that can be fed. Returns for each row (drafts that each review saw, "
+      "those that it accepted, times that the statistics were asked), then what was proposed and "
+      "the reviews, one after the other as (passes, rows in them, tokens, seconds). Raises "
+      "ValueError if the first review allows no token; a later "
+      "one only ends the segments.");
 }

@@ -198,7 +198,7 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
     const int kept = std::min(rounded(count * inner.process.mean), kDepths);
     const Ends& ends = known_.ends(drafter, second);
     written = {renewal(survivals_[known_.pair(drafter, second)], kept),
-               count * inner.seconds + pass(drafter, kept + 1),
+               count * inner.seconds + around() + pass(drafter, kept + 1),
                std::min(inner.reviews, ends.reviews())};
   } else {
     written = writing(drafter, width);
@@ -214,7 +214,8 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
   double best_rate = 0.0;
   for (size_t i = 0; i < kLengths.size(); ++i) {
     const double calls = written.process.reviews[kLengths[i]];
-    const double length = calls * written.process.mean, spent = calls * written.seconds;
+    const double length = calls * written.process.mean;
+    const double spent = calls * written.seconds + (second ? 0.0 : around());
     const Plan plan{drafter, kLengths[i], second, second_tokens, width, 0, 0, 0};
     options[i] = {plan, 1.0 + between(sums_[pair], length), length, spent};
     const double seconds = spent + pass(0, rounded(length) + 1);
@@ -262,13 +263,15 @@ void Evaluation::longer(const Plan& drafted, double tokens, double reviews, doub
 
 Evaluation::Writing Evaluation::writing(int level, int width) {
   const int n = known_.neural();
-  if (!width) {  // drafts on its own, all tokens in one go
+  // All passes in one go, and nothing around each of them.
+  if (!width) {  // drafts on its own
     Survival none{};
     none[0] = 1.0;
-    return {renewal(none, 0), pass(level, 1) - overhead_ * (1 + drafting_), kCertain};
+    return {renewal(none, 0), pass(level, 1) - around(), kCertain};
   }
   return {renewal(survivals_[known_.pair(level, n)], width),
-          pass(level, width + 1) + pass(n, width), known_.ends(level, n).reviews()};
+          pass(level, width + 1) + pass(n, width) - 2.0 * around(),
+          known_.ends(level, n).reviews()};
 }
 
 // Seconds of a pass with `width` tokens of each drafting row; the target's has one of the others.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "ce/check.h"
 #include "ce/parallel.h"
@@ -72,6 +73,7 @@ struct Drafting {
 
   void settle(const Accepted& accepted, const ReviewArgs& review) {
     const int64_t at = row->row * review.token_stride;
+    out->proposed.push_back(drafted);
     out->accepted.push_back(accepted.num_accepted);
     for (int i = 0; i <= accepted.num_accepted; ++i, ++length) {
       ended = ended || row->sampler->ends_drafts(review.tokens[at + length], length);
@@ -104,15 +106,15 @@ class Loop {
     for_each_item(pool_, static_cast<int64_t>(active_.size()), [&](int64_t i) {
       active_[static_cast<size_t>(i)].propose(args_.statistics, args_.review);
     });
-    int most = 0;
+    SegmentPass pass{0};
     for (const Drafting& d : active_) {
-      most = std::max(most, d.asked);
-      out_.proposals.rows += d.asked;
+      pass.passes = std::max<int64_t>(pass.passes, d.asked);
+      pass.rows += d.asked;
+      pass.tokens += d.drafted;
       d.out->asked += d.asked;
-      d.out->proposed += d.drafted;
     }
-    out_.proposals.passes += most;
-    out_.proposals.seconds += seconds_since(begin);
+    pass.seconds = seconds_since(begin);
+    if (pass.passes > 0) out_.proposals.push_back(pass);
   }
 
   // Whether every row has got its tokens; throws instead of saying no to the first pass.
@@ -141,9 +143,9 @@ class Loop {
       return false;
     }
     for (size_t i = 0; i < active_.size(); ++i) active_[i].settle(accepted_[i], args_.review);
-    ++out_.reviews.passes;
-    out_.reviews.rows += static_cast<int64_t>(active_.size());
-    out_.reviews.seconds += seconds_since(begin);
+    const int64_t read = std::accumulate(counts_.begin(), counts_.end(), int64_t{0});
+    const int64_t rows = static_cast<int64_t>(active_.size());
+    out_.reviews.push_back({1, rows, read, seconds_since(begin)});
     return true;
   }
 

@@ -47,7 +47,7 @@ class Pair:
     def one_by_one(self, item: SegmentItem, lenience: float) -> SegmentDrafted:
         """The row alone, with a call for each proposal and each review."""
         begin = length = item.length
-        accepted, asked, proposed = [], 0, 0
+        accepted, asked, proposed = [], 0, []
         while length - begin < min(item.tokens, item.most):
             probs = self.rows.read_probs(item.slot, begin, length)
             if math.prod(probs) < item.min_confidence:
@@ -60,7 +60,7 @@ class Pair:
                 asked, drafted = asked + 1, drafted + found
                 if found == 0 or drafted >= item.least:
                     break
-            proposed += drafted
+            proposed.append(drafted)
             rejects = item.sampler.rejects
             number = item.reviews + len(accepted)
             rejection = Rejection(number, True, drafted) if rejects else None
@@ -74,7 +74,7 @@ class Pair:
             written = enumerate(self.rows.read(item.slot, begin, length), begin)
             if any(ends(item.sampler, token, position) for position, token in written):
                 break
-        return SegmentDrafted(accepted, asked, proposed)
+        return SegmentDrafted(proposed, accepted, asked)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -88,10 +88,12 @@ def test_segments_are_what_calls_leave(seed: int, monkeypatch: pytest.MonkeyPatc
     together, single = Pair(weights, table, threads=rng.choice([1, 2])), Pair(weights, table)
     together.level.left_padded = rng.random() < 0.3
     lenience, rejection = rng.choice([1.0, 1.0, 4.0, 1e6]), rng.random() < 0.4
-    items = []
+    items, lag = [], 0
     for slot in rng.sample(range(4), rng.randint(1, 4)):
         row = [rng.randrange(9) for _ in range(rng.randint(1, 60))]
         cached = rng.randrange(len(row))
+        if len(row) - cached <= neural_module.PREFILL_TOKENS:
+            lag += len(row) - 1 - cached
         for pair in (together, single):
             pair.rows.write(slot, row)
             pair.level.prefill(slot, cached)
@@ -113,11 +115,15 @@ def test_segments_are_what_calls_leave(seed: int, monkeypatch: pytest.MonkeyPatc
     assert together.segments.fits(items)
     found = together.segments.draft(items, lenience)
     assert found.rows == [single.one_by_one(item, lenience) for item in items]
-    assert found.proposals.rows == sum(row.asked for row in found.rows)
-    assert found.reviews.rows == sum(len(row.accepted) for row in found.rows)
-    assert found.reviews.passes == max(len(row.accepted) for row in found.rows)
-    assert found.reviews.seconds > 0.0
-    for item, (accepted, _, _) in zip(items, found.rows, strict=True):
+    assert sum(each.rows for each in found.proposals) == sum(row.asked for row in found.rows)
+    given = sum(sum(row.proposed) for row in found.rows)
+    assert sum(each.tokens for each in found.proposals) == given
+    reviews = sum(len(row.accepted) for row in found.rows)
+    assert sum(each.rows for each in found.reviews) == reviews
+    assert sum(each.tokens for each in found.reviews) == lag + reviews + given
+    assert len(found.reviews) == max(len(row.accepted) for row in found.rows)
+    assert all(each.seconds > 0.0 and each.passes == 1 for each in found.reviews)
+    for item, (_, accepted, _) in zip(items, found.rows, strict=True):
         end = item.length + sum(accepted) + len(accepted)
         slot, first = item.slot, item.length
         assert together.level.pages.length[slot] == end - 1
@@ -136,7 +142,7 @@ def test_drafts_that_a_lenient_review_keeps_count() -> None:
     pair = Pair(random_weights(1, F32), None)
     pair.rows.write(0, [5, 6, 7, 5, 6])
     item = SegmentItem(0, 5, tokens=20, most=40, width=3, least=1, sampler=GREEDY)
-    ((accepted, _, _),) = pair.segments.draft([item], 1e6).rows
+    ((_, accepted, _),) = pair.segments.draft([item], 1e6).rows
     assert accepted[0] > 0
     assert len(accepted) > 1
     probs = pair.rows.read_probs(0, 5, 6 + accepted[0])
@@ -176,7 +182,7 @@ def test_logits_that_are_not_numbers_end_segments() -> None:
     weights.embedding[drafted[kept - 1]] = torch.nan
     pair = Pair(weights, None)
     pair.rows.write(0, [1, 2, 3])
-    ((accepted, _, _),) = pair.segments.draft([item], 1.0).rows
+    ((_, accepted, _),) = pair.segments.draft([item], 1.0).rows
     end = 3 + sum(accepted) + len(accepted)
     assert 3 < end <= 3 + kept
     assert pair.rows.read(0, 3, end) == drafted[: end - 3]
@@ -221,7 +227,7 @@ def test_what_the_loop_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             draft({}, **options)
-    ((accepted, asked, proposed),), proposals, reviews = draft({})
-    assert proposals[:2] == (asked, asked)
-    assert reviews[:2] == (len(accepted), len(accepted))
-    assert sum(accepted) <= proposed
+    ((proposed, accepted, asked),), proposals, reviews = draft({})
+    assert sum(each[1] for each in proposals) == asked
+    assert [each[:2] for each in reviews] == [(1, 1)] * len(accepted)
+    assert all(kept <= given for kept, given in zip(accepted, proposed, strict=True))

@@ -134,7 +134,7 @@ class Planner:
             count = inner.reviews[second_tokens]
             kept = known[drafter, second].survival()[: round(count * inner.mean) + 1]
             process = renewal(kept, LENGTHS[-1])
-            seconds = count * low + self._pass(drafter, len(kept))
+            seconds = count * low + self._around + self._pass(drafter, len(kept))
             reviews = min(reviews, known[drafter, second].reviews)
         sums = self._sum(0, drafter)
         reviews = min(reviews, known[0, drafter].reviews)
@@ -142,7 +142,7 @@ class Planner:
         for tokens in LENGTHS:
             length, spent = (
                 process.reviews[tokens] * process.mean,
-                process.reviews[tokens] * seconds,
+                process.reviews[tokens] * seconds + (0.0 if second else self._around),
             )
             each = Estimate(
                 Plan(drafter, tokens, second, second_tokens, width),
@@ -185,10 +185,16 @@ class Planner:
         many it is known from."""
         n = self._neural
         seconds = self._pass(level, width + 1) + (self._pass(n, width) if width else 0.0)
-        if not width:  # drafts on its own, all tokens in one go
-            return renewal([1.0], LENGTHS[-1]), seconds - self._overhead * (1 + self._rows), 1e9
+        # All passes in one go, and nothing around each of them.
+        seconds -= (2.0 if width else 1.0) * self._around
+        if not width:  # drafts on its own
+            return renewal([1.0], LENGTHS[-1]), seconds, 1e9
         ends = self._known.ends[level, n]
         return renewal(ends.survival()[: width + 1], LENGTHS[-1]), seconds, ends.reviews
+
+    @property
+    def _around(self) -> float:
+        return self._overhead * (1 + self._rows)
 
     def _pass(self, level: int, width: int, tree: bool = False) -> float:
         """Seconds of a pass that all rows share, each with `width` tokens."""
@@ -199,7 +205,7 @@ class Planner:
             if level < self._neural and total > (reach := self._reaches[level]):
                 wide = self._costs.seconds(level, self._rows, reach, tree) * total / reach
                 found = max(found, wide)
-            found = max(found, 1e-9) + self._overhead * (1 + self._rows)
+            found = max(found, 1e-9) + self._around
             self._seconds[level, width, tree] = found
         return found
 

@@ -117,6 +117,8 @@ class Evaluation {
   Writing writing(int level, int width);
   double pass(int level, int width, bool tree = false);
   double tree_mean(double general) const;
+  // Seconds around what drafting rows do in one go.
+  double around() const { return overhead_ * (1 + drafting_); }
 
   const Knowledge& known_;
   const PassCosts& costs_;

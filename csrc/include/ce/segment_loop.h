@@ -39,23 +39,25 @@ struct SegmentArgs {
   Statistics statistics;
 };
 
-// What a row has got: `accepted[i]` of its drafts by review i, then the model's own token.
+// What a row has got: review i saw `proposed[i]` drafts and kept `accepted[i]`, then comes the
+// model's own token.
 struct DraftedSegment {
-  std::vector<int32_t> accepted;
-  int32_t asked = 0;     // times that the statistics were
-  int32_t proposed = 0;  // tokens that they gave
+  std::vector<int32_t> proposed, accepted;
+  int32_t asked = 0;  // times that the statistics were
 };
 
-// Passes over rows; those of a kind in one loop together.
-struct PassCount {
-  int64_t passes = 0;
+// A review: one pass over `rows` rows, of which it read `tokens` tokens. Or what the statistics
+// gave for it: `tokens` tokens, asked for `rows` rows in all, for one row up to `passes` times.
+struct SegmentPass {
+  int64_t passes = 1;
   int64_t rows = 0;
+  int64_t tokens = 0;
   double seconds = 0.0;
 };
 
 struct DraftedSegments {
   std::vector<DraftedSegment> rows;
-  PassCount proposals, reviews;
+  std::vector<SegmentPass> proposals, reviews;
 };
 
 // For each row, in passes that rows share while their segments last: the statistics draft, unless
