@@ -52,7 +52,9 @@ def test_each_result_holds_its_figures(report: dict[str, Any]) -> None:
         assert result["gflop_per_second"] > 0
         streams = result["op"] in ("linear", "attention")
         assert ("fraction_of_ceiling" in result) == streams
-        assert result["max_error"] < 1e-5, result["name"]
+        # Attention over bf16 may round its weights as the cache is rounded.
+        bound = 2**-8 if result["op"] == "attention" else 1e-5
+        assert result["max_error"] < bound, result["name"]
     assert report["machine"]["ceiling"]["of"] == "read"
     assert report["machine"]["ceiling"]["gb_per_second"] > 0
 
