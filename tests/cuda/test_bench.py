@@ -159,7 +159,7 @@ def test_the_model_runs(run: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     assert results[0]["vs_decode"] == 1.0
     assert {path for bar in bars.MODEL_BARS for path in bar.path} <= found.keys()
     assert found["transformers_over_ours"] > 0
-    assert found["outside_pass"] < 1  # below 0 where another process had the processor
+    assert found["outside_pass"] == results[2]["outside_pass"] < 1
 
 
 def test_dependent_launches_are_decided_by_both_runs(

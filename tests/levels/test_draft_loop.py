@@ -253,9 +253,9 @@ def test_tokens_behind_its_frontier_are_judged_first(tmp_path: Path) -> None:
     """A draft that the level would not have made ends there, as its review says."""
     random_llama(tmp_path, 1, vocab_size=97, max_position_embeddings=128)
     engine = Engine.load(tmp_path, [tmp_path], policy=Eager([[1, 0], [0, 0]]))
-    params = SamplingParams(max_tokens=100, ignore_eos=True, temperature=1.0, seed=3)
+    params = SamplingParams(max_tokens=120, ignore_eos=True, temperature=1.0, seed=3)
     stats = engine.generate([1, 2, 3, 1, 2], params)[0].stats
-    assert stats.levels[2].drafted >= 10 > stats.levels[2].accepted
+    assert stats.levels[2].drafted > 10 > stats.levels[2].accepted
     kept, drafted = (getattr(stats.levels[1], name) for name in ("accepted", "drafted"))
     assert drafted - kept <= 8, "the draft is the target: only the limit cuts it short"
 

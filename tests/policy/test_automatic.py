@@ -48,7 +48,7 @@ def test_random_worlds_against_the_best_fixed_setting() -> None:
         fixed = fixed_settings(world.neural - 1)[best]
         shares.append(throughput(world, AUTO, [seed]) / throughput(world, fixed, [seed]))
     assert statistics.fmean(shares) >= 0.985, sorted(shares)
-    assert min(shares) >= 0.7, sorted(shares)
+    assert min(shares) >= 0.78, sorted(shares)
 
 
 @pytest.mark.parametrize("seed", [2, 14])
@@ -74,14 +74,14 @@ def test_adversarial_worlds_against_plain_decoding() -> None:
 def test_rows_share_passes(regimes: tuple[Regime, ...]) -> None:
     """Eight rows: wide reviews get dear, and what pays for one row need not pay here."""
     world = World((1.0, 0.1), regimes, token_cost=0.02, knee=16, beyond=0.05)
-    plain = throughput(world, PlainDecoding(), [1], 1000, 8)
-    assert throughput(world, AUTO, [1], 1000, 8) >= (0.96 if regimes == (HARD,) else 1.6) * plain
+    plain = throughput(world, PlainDecoding(), [1], 400, 8)
+    assert throughput(world, AUTO, [1], 400, 8) >= (0.96 if regimes == (HARD,) else 1.8) * plain
 
 
 def test_a_plan_is_a_pure_function_of_the_row() -> None:
     act = Plan(drafter=1, tokens=3, width=4, tail=2).next_action
     start = RowState((5, 5), 5, 100)
-    assert act(start)[:2] == (2, 4)
+    assert act(start)._replace(segment=None) == Draft(2, 4)
     assert act(start._replace(length=9)) == Review(1)
     assert act(start._replace(frontier=(5, 8), length=8)) == Draft(2, 2)
     assert act(start._replace(frontier=(5, 8), length=10)) == Review(0)
@@ -104,12 +104,12 @@ def test_a_plan_is_a_pure_function_of_the_row() -> None:
 def test_room_never_decides_who_reviews_a_drafted_token() -> None:
     """Near the limit drafts get shorter, and every level still reviews what was drafted for it."""
     act = Plan(drafter=1, tokens=3, width=4, tail=2).next_action
-    assert act(RowState((5, 5), 5, 3))[:2] == (2, 2)
+    assert act(RowState((5, 5), 5, 3))._replace(segment=None) == Draft(2, 2)
     assert act(RowState((5, 5), 7, 1)) == Review(1)
     assert act(RowState((5, 5), 5, 1)) == Review(1)
     assert act(RowState((5, 5), 5, 0)) == Review(0)
     nested = Plan(drafter=1, tokens=6, second=2, second_tokens=4, width=4).next_action
-    assert nested(RowState((5, 5, 5), 5, 4))[:2] == (3, 2)
+    assert nested(RowState((5, 5, 5), 5, 4))._replace(segment=None) == Draft(3, 2)
     assert nested(RowState((5, 5, 5), 7, 2)) == Review(2)
     assert nested(RowState((5, 5, 8), 8, 1)) == Review(1)
 

@@ -40,10 +40,9 @@ def test_what_was_learnt_is_there_again(tmp_path: Path) -> None:
     save(path, "models", *learnt())
     assert load(path, "models", costs, known) is None
     assert costs.seconds(0, 1, 8) == pytest.approx(1.5, rel=0.1)
-    before = learnt()[1]
-    assert known.ends(0, 1).survival()[2:4] == pytest.approx(
-        before.ends(0, 1).survival()[2:4], abs=0.15
-    )
+    before = learnt()[1].ends(0, 1)
+    before.scale(24.0 / before.reviews)  # as much as a file is worth
+    assert known.ends(0, 1).survival() == pytest.approx(before.survival(), abs=1e-3)
     assert known.trees(0).means([1.0] * 4)[0] == pytest.approx(2.0, abs=0.2)
     assert known.ends(0, 1).reviews <= 24.0  # another text soon outweighs it
     assert known.trees(0).reviews[0] <= 24.0
@@ -109,4 +108,4 @@ def test_a_second_run_begins_better(tmp_path: Path) -> None:
         Simulation(random_world(seed), policy, seed, 1000).run()
         second += Simulation(random_world(seed), policy, seed + 500, 100).run()
         first += Simulation(random_world(seed), AutoCascade(cache=None), seed + 500, 100).run()
-    assert second > 1.04 * first
+    assert second > 1.1 * first
