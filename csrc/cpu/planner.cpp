@@ -13,8 +13,6 @@ constexpr double kGain = 1.02;
 constexpr double kLoyalty = 1.01;
 // Standard deviation of a review's tokens, as a share of their mean.
 constexpr double kSpread = 0.4;
-// The same of what nobody has seen yet: how likely drafts are kept differs that much between texts.
-constexpr double kUnsure = 1.5;
 // Target reviews that a trial must be expected to gain, to be looked into.
 constexpr double kWorth = 0.1;
 // Plans with so much of the best rate are measured again now and then.
@@ -136,9 +134,7 @@ double Planner::gain(const Choice& choice, const Estimate& each, const Demand& d
   const double reading = lag(each);
   if (reading > demand.allowed) return -1.0;
   const double rate = corrected(each);
-  const double known = kSpread / std::sqrt(each.reviews + 2.0),
-               unsure = kUnsure / (each.reviews + 1.0);
-  const double spread = rate * each.share * std::sqrt(known * known + unsure * unsure);
+  const double spread = rate * each.share * kSpread / std::sqrt(each.reviews + 2.0);
   const double gap = (choice.rate - rate) / spread;
   const double gain = spread / choice.rate * (density(gap) - gap * tail(gap)) * demand.horizon;
   return gain - reading * choice.rate;
