@@ -25,10 +25,10 @@ class Kind:
     """What one graph is for."""
 
     shape: Shape
-    trees: bool
-    edits: bool
-    filters: bool
-    predicts: bool
+    trees: bool = False
+    edits: bool = False
+    filters: bool = False
+    predicts: bool = False
     probs: bool = False
     """Of the tokens that rows gain."""
     lenience: float = 1.0
@@ -78,15 +78,21 @@ ASKED = len(Asked._fields) + 1
 
 
 class Memory:
-    """Of one shape, at addresses that stay."""
+    """Of one shape, at addresses that stay: `asked` int32 `[asked, rows]` goes up, `report` int32
+    `[report * rows]` comes back."""
 
-    def __init__(self, run: Launcher, shape: Shape) -> None:
+    def __init__(
+        self,
+        run: Launcher,
+        shape: Shape,
+        asked: int = ASKED,
+        report: int = 5 + 3 * MAX_NODES + MAX_NODES + 1,
+    ) -> None:
         rows, device = shape.rows, run.device
-        self.asked_host = run.staging(ASKED, rows, dtype=torch.int32)
-        self.asked = torch.zeros(ASKED, rows, dtype=torch.int32, device=device)
-        size = (5 + 3 * MAX_NODES + MAX_NODES + 1) * rows
-        self.report_host = run.staging(size, dtype=torch.int32)
-        self.report = torch.zeros(size, dtype=torch.int32, device=device)
+        self.asked_host = run.staging(asked, rows, dtype=torch.int32)
+        self.asked = torch.zeros(asked, rows, dtype=torch.int32, device=device)
+        self.report_host = run.staging(report * rows, dtype=torch.int32)
+        self.report = torch.zeros(report * rows, dtype=torch.int32, device=device)
         self.batch = torch.zeros(4, rows, dtype=torch.int32, device=device)
         self.words = torch.zeros(rows, shape.width, dtype=torch.int64, device=device)
         self.matches = torch.zeros(rows, 2, dtype=torch.int64, device=device)

@@ -19,7 +19,7 @@ from cascade_engine.ops.cuda_program import (
     logit_bucket,
 )
 from cascade_engine.ops.cuda_review import REASONS
-from cascade_engine.ops.device_samplers import DeviceSamplers
+from cascade_engine.ops.device_actions import DeviceActions, halves
 from cascade_engine.ops.launch import Launcher
 
 MAX_ALONE = 16
@@ -62,7 +62,7 @@ class Drafted(NamedTuple):
     probs: list[float]
 
 
-class CudaSpeculation:
+class CudaSpeculation(DeviceActions):
     """Drafts from `table` (or Max-Gram alone) for the level whose passes `program` runs, or of that
     level on its own.
 
@@ -83,13 +83,9 @@ class CudaSpeculation:
         learned: int = 0,
         graphs: bool = True,
     ) -> None:
-        self._run, self._program = launcher, program
-        self._action = CudaAction(launcher, program, logits, vocab, table, doubts, least, learned)
+        action = CudaAction(launcher, program, logits, vocab, table, doubts, least, learned)
+        super().__init__(launcher, program, action, graphs)
         self._learned_size, self._learned_version = 0, -1
-        self._memory: dict[Shape, Memory] = {}
-        self._graphs: dict[Kind, Callable[[], object] | None] | None = {} if graphs else None
-        self._moves = 0
-        self._predictions: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def learn(self, version: int, text: Callable[[], bytes]) -> None:
         """The tokens of finished requests, taken where `version` has changed."""
@@ -110,15 +106,9 @@ class CudaSpeculation:
         width = logit_bucket(max(ask.length - ask.cached + ask.count for ask in asks))
         logits = logit_bucket(max(ask.length - ask.frontier + ask.count + 1 for ask in asks))
         predicts = any(ask.prediction is not None for ask in asks)
-        report = self._act(
-            asks,
-            Shape(bucket(len(asks)), width, logits),
-            trees=trees,
-            predicts=predicts,
-            probs=probs,
-            lenience=lenience,
-        )
-        return self._reviewed(report, asks, trees, probs)
+        shape = Shape(bucket(len(asks)), width, logits)
+        kind = Kind(shape, trees, predicts=predicts, probs=probs, lenience=lenience)
+        return self._reviewed(self._report(kind, asks), asks, trees, probs)
 
     def draft(self, asks: Sequence[Ask], most: int | None = None) -> list[Drafted]:
         """Appends up to `count` tokens to each row, those that as many reviews of nothing would
@@ -127,7 +117,7 @@ class CudaSpeculation:
         width = bucket(max(ask.length - ask.cached for ask in asks))
         passes = min(max(ask.count for ask in asks), most or MAX_ALONE)
         shape = Shape(bucket(len(asks)), width, 1)
-        report = self._act(asks, shape, probs=True, alone=passes)
+        report = self._report(Kind(shape, probs=True, alone=passes), asks)
         own = report.lists[0].view(-1)[: passes * shape.rows].view(passes, shape.rows)
         drafted = []
         for i, ask in enumerate(asks):
@@ -139,50 +129,15 @@ class CudaSpeculation:
             drafted.append(Drafted(tokens[:gained], report.kept_probs[i, :gained].tolist()))
         return drafted
 
-    def _act(self, asks: Sequence[Ask], shape: Shape, trees: bool = False, **kind: Any) -> Report:
-        """One action, and the wait for it."""
-        moves = self._program.prepare(shape)
-        memory = self._memory.get(shape)
-        if memory is None:
-            memory = self._memory[shape] = Memory(self._run, shape)
-        moved = self._fill_samplers(memory, [ask.sampler for ask in asks])
-        kinds = {"predicts": False, **kind}
-        what = Kind(shape, trees, memory.edits, memory.filters, **kinds)
-        moved = self._action.reserve(what) or moved
-        if self._graphs is not None and (moved or moves != self._moves):
-            self._graphs.clear()
-        self._moves = moves
-        self._upload(memory, asks)
-        self._execute(what, memory)
-        self._run.download(memory.report_host, memory.report)
-        self._run.wait()
-        return Report.of(memory.report_host, shape.rows)
-
-    def _fill_samplers(self, memory: Memory, samplers: list[Any]) -> bool:
-        """Kept while the same requests are reviewed; True where memory has moved."""
-        same = len(samplers) == len(memory.sampled)
-        if same and all(a is b for a, b in zip(samplers, memory.sampled, strict=True)):
-            return False
-        params = [s.params for s in samplers]
-        params += [params[0]] * (memory.asked.shape[1] - len(params))
-        new, moved = DeviceSamplers(self._run, params, self._action.vocab), False
-        for name, tensor in new.arguments().items():
-            kept = memory.samplers.get(name)
-            if kept is None or kept.numel() < tensor.numel():
-                size = tensor.numel() if tensor.dim() > 1 else bucket(max(tensor.numel(), 16))
-                memory.samplers[name] = kept = torch.zeros(
-                    size, dtype=tensor.dtype, device=tensor.device
-                )
-                moved = True
-            kept[: tensor.numel()] = tensor.view(-1)
-        memory.sampled, memory.edits, memory.filters = samplers, new.edits, new.filters
-        return moved
+    def _report(self, kind: Kind, asks: Sequence[Ask]) -> Report:
+        report = self._act(kind, asks, lambda memory: self._upload(memory, asks))
+        return Report.of(report, kind.shape.rows)
 
     def _upload(self, memory: Memory, asks: Sequence[Ask]) -> None:
         told, rows = [], self._program.on_device
         for ask in asks:
             text = self._prediction(ask)
-            words = (0, 0, 0) if text is None else (*_halves(text.data_ptr()), len(text))
+            words = (0, 0, 0) if text is None else (*halves(text.data_ptr()), len(text))
             sizes = (ask.row, ask.length, ask.count, ask.depth, words[2], 0)
             told.append([*words[:2], *sizes, ask.cached, ask.frontier, ask.length + ask.count])
             rows.send_tokens(ask.row, ask.length)
@@ -194,28 +149,6 @@ class CudaSpeculation:
         memory.asked_host[2:] = host[:, 2:].T
         Asked.of(memory.asked_host).learned[0] = self._learned_size
         self._run.upload(memory.asked, memory.asked_host)
-
-    def _prediction(self, ask: Ask) -> torch.Tensor | None:
-        """The predicted text of a row on the device, kept while the row asks with it."""
-        if ask.prediction is None or len(ask.prediction) == 0:
-            return None
-        kept = self._predictions.get(ask.row)
-        if kept is None or kept[0] is not ask.prediction:
-            text = self._run.send(ask.prediction.to(torch.int32))
-            kept = self._predictions[ask.row] = (ask.prediction, text)
-        return kept[1]
-
-    def _execute(self, kind: Kind, memory: Memory) -> None:
-        if self._graphs is None or kind not in self._graphs:  # the first time warms up
-            if self._graphs is not None:
-                self._graphs[kind] = None
-            self._action.launch(kind, memory)
-            return
-        graph = self._graphs[kind]
-        if graph is None:
-            graph = self._run.capture(lambda: self._action.launch(kind, memory))
-            self._graphs[kind] = graph
-        graph()
 
     def _reviewed(
         self, report: Report, asks: Sequence[Ask], trees: bool, probs: bool
@@ -236,9 +169,3 @@ class CudaSpeculation:
             sure = report.kept_probs[i, : n + 1].tolist() if probs else []
             found.append(Reviewed(tokens[i][:k], above, gained, list(path), sure))
         return found
-
-
-def _halves(address: int) -> tuple[int, int]:
-    """An address as two int32 words in the order of memory."""
-    low, high = address & 0xFFFFFFFF, address >> 32
-    return low - (low >> 31 << 32), high

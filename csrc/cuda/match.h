@@ -39,4 +39,20 @@ __device__ __forceinline__ uint64_t best_match(const int32_t* text, int32_t text
   return best;
 }
 
+// Writes what followed a match behind the row's `length` tokens, up to `count` tokens; all lanes of
+// a warp call it. `own` is the best match in the row, `other` in a corpus, which wins at equal
+// length. A copy from the row itself goes on with its own tokens when it reaches the row's end: the
+// text repeats with the period of the match. Returns how many there were.
+__device__ __forceinline__ int32_t copy_match(int32_t* row, int32_t length, const int32_t* corpus,
+                                              int32_t corpus_length, uint64_t own, uint64_t other,
+                                              int32_t count) {
+  const bool from_corpus = other != 0 && match_length(other) >= match_length(own);
+  const int32_t next = match_next(from_corpus ? other : own);
+  if (own == 0 && other == 0) count = 0;
+  if (from_corpus && corpus_length - next < count) count = corpus_length - next;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x) % kWarp; i < count; i += kWarp)
+    row[length + i] = from_corpus ? corpus[next + i] : row[next + i % (length - next)];
+  return count;
+}
+
 }  // namespace ce::cuda

@@ -25,8 +25,6 @@ __global__ void __launch_bounds__(kThreads) match_kernel(DraftArgs args) {
               static_cast<unsigned long long>(best));
 }
 
-// Copies what followed. A copy from the row itself goes on with its own tokens when it reaches the
-// row's end: the text repeats with the period of the match. The corpus wins at equal length.
 __global__ void __launch_bounds__(kWarp) copy_kernel(DraftArgs args) {
   after_previous_launch();
   const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
@@ -34,15 +32,14 @@ __global__ void __launch_bounds__(kWarp) copy_kernel(DraftArgs args) {
   const int32_t slot = args.slots[r], length = args.lengths[r];
   __syncwarp();  // everybody has read the matches
   if (lane < 2) args.matches[2 * r + lane] = 0;
-  const bool from_corpus = other != 0 && match_length(other) >= match_length(own);
-  const int32_t next = match_next(from_corpus ? other : own);
-  int32_t count = slot < 0 || (own == 0 && other == 0) ? 0 : args.counts[r];
-  if (from_corpus && args.corpus_lengths[r] - next < count) count = args.corpus_lengths[r] - next;
-  for (int32_t i = lane; i < count; i += kWarp) {
-    int32_t* row = args.tokens + slot * args.token_stride;
-    row[length + i] = from_corpus ? args.corpora[r][next + i] : row[next + i % (length - next)];
-    if (args.draft_probs != nullptr) args.draft_probs[slot * args.token_stride + length + i] = 1.0f;
-  }
+  int32_t* row = args.tokens + slot * args.token_stride;
+  const int32_t* corpus = args.corpora == nullptr ? nullptr : args.corpora[r];
+  const int32_t corpus_length = corpus == nullptr ? 0 : args.corpus_lengths[r];
+  const int32_t wanted = slot < 0 ? 0 : args.counts[r];
+  const int32_t count = copy_match(row, length, corpus, corpus_length, own, other, wanted);
+  if (args.draft_probs != nullptr)
+    for (int32_t i = lane; i < count; i += kWarp)
+      args.draft_probs[slot * args.token_stride + length + i] = 1.0f;
   if (lane == 0) args.drafted[r] = count;
 }
 

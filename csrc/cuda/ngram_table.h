@@ -58,4 +58,31 @@ __device__ __forceinline__ void walk_contexts(const NgramView& table, int64_t av
   }
 }
 
+// The most frequent successor of the longest known context that ends before `end`, or -1.
+__device__ __forceinline__ int32_t most_likely(const NgramView& table, const int32_t* end,
+                                               int64_t available) {
+  int32_t found = -1;
+  walk_contexts(
+      table, available, [&](int n) { return end[-n]; },
+      [&](int n, int64_t, int64_t first, int64_t) {
+        found = token_at(table, table.orders[n - 1].successor, first);
+      });
+  return found;
+}
+
+// Goes on with a chain of `drafted` tokens behind the row's `length` tokens, up to `count` tokens;
+// returns how many there are then. All lanes of a warp call it.
+__device__ __forceinline__ int32_t extend_chain(const NgramView& table, int32_t* row,
+                                                int32_t length, int32_t drafted, int32_t count) {
+  for (; drafted < count; ++drafted) {
+    const int32_t end = length + drafted;
+    const int32_t token = most_likely(table, row + end, end);
+    if (token < 0) break;
+    __syncwarp();  // no lane reads the row's end any more
+    if (threadIdx.x % kWarp == 0) row[end] = token;
+    __syncwarp();
+  }
+  return drafted;
+}
+
 }  // namespace ce::cuda

@@ -327,14 +327,14 @@ BUGS = [
     ),
     Bug(
         "the row wins over the corpus",
-        "max_gram.cu",
+        "match.h",
         "match_length(other) >= match_length(own)",
         "match_length(other) > match_length(own)",
         test_drafting.test_corpora,
     ),
     Bug(
         "a copy runs into its own tokens",
-        "max_gram.cu",
+        "match.h",
         "next + i % (length - next)",
         "next + i",
         max_gram,
