@@ -135,7 +135,7 @@ class Cycle:
             level = max(action.level for _, action in actions)
             drafts, reviews = self._sorted(level, actions)
             if level == len(self._neural):
-                rows = self._speculate(policy, drafts, actions, bool(new))
+                rows = self._speculate(policy, drafts, actions)
                 if rows is None:
                     self._draft(policy, drafts)
                 elif rows:
@@ -213,7 +213,6 @@ class Cycle:
         policy: Policy,
         drafts: Sequence[tuple[Row, Draft]],
         actions: Sequence[tuple[Row, Action]],
-        joined: bool,
     ) -> list[Row] | None:
         """Drafts and their review as one action, if nobody else waits for such a review. Returns
         the rows that the target has reviewed; None where the drafts are yet to be made."""
@@ -222,7 +221,7 @@ class Cycle:
             return None
         level, group = taken
         waiting = any(level <= action.level < len(self._neural) for _, action in actions)
-        if waiting or (level == 0 and (joined or len(group) < len(actions))):
+        if waiting or (level == 0 and len(group) < len(actions)):
             return None
         rows = self._passes.speculate(self._speculating, level, policy.lenience, group)
         return rows if level == 0 else []

@@ -38,7 +38,6 @@ class EncoderDecoderLevel(NeuralLevel):
         left_padded: bool = False,
     ) -> None:
         super().__init__(name, weights, backend, rows, context, tokens, vocab_size, left_padded)
-        self.drafts = isinstance(backend, CpuBackend)
         config = weights.config
         self._encoder_recorder = backend.recorder()
         layers = self._encoder_recorder.cache_layers(
@@ -56,9 +55,6 @@ class EncoderDecoderLevel(NeuralLevel):
 
     def _forward(self, ops: Any, layers: Any) -> Any:
         return t5.decode(ops, self.weights, layers)
-
-    def speculation(self, **_: Any) -> None:
-        """Sources are told with each pass, by the host."""
 
     def prefill(self, slot: int, tokens: int) -> None:
         """Caches the row's leading `tokens` tokens, its source always as a whole."""

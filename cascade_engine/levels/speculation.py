@@ -54,14 +54,14 @@ class Speculation:
 
     def fits(self, asked: Sequence[Speculated], trees: bool) -> bool:
         """Whether drafts of this size can be made and reviewed here, with the pages that are
-        free, for rows that the level has followed."""
+        free."""
         if trees and self._statistical.learned > MOST_LEARNED:
             return False
         pages, missing = self._level.pages, 0
         for each in asked:
             slot, length, count = _sizes(each.proposal)
-            fed = length - pages.length[slot] + count
-            if not (0 < count < fed <= MAX_NODES + 1 and length + count <= self._level.context):
+            reviewed = length - _frontier(each) + count
+            if not (0 < count <= reviewed <= MAX_NODES and length + count <= self._level.context):
                 return False
             missing += pages.missing(slot, length + count)
         return missing <= pages.available_pages
@@ -78,18 +78,18 @@ class Speculation:
         accepted tokens and its own one, with `probs` their probabilities by it; the caller
         truncates its cache as after any review. Raises ValueError, with the rows as they were,
         when one's logits allow no token."""
-        pages, cached = self._level.pages, []
+        pages = self._level.pages
         if trees:
             drafter = self._statistical.sources.drafter
             self._action.learn(drafter.learned_changes, drafter.learned_text)
+        sizes = [_sizes(each.proposal) for each in asked]
+        for each, (slot, length, count) in zip(asked, sizes, strict=True):
+            self._level.catch_up(slot, length + count, _frontier(each) - 1)
+        self._level.reserve([s for s, _, _ in sizes], [n + k for _, n, k in sizes])
         asks = []
-        for each in asked:
-            slot, length, count = _sizes(each.proposal)
-            pages.reserve(slot, length + count, self._level.storage.copy_page)
-            cached.append(pages.length[slot])
-            frontier = length if each.frontier is None else each.frontier
-            sizes = (slot, length, count, each.depth, each.sampler, cached[-1], frontier)
-            asks.append(Ask(*sizes, each.proposal.prediction))
+        for each, (slot, length, count) in zip(asked, sizes, strict=True):
+            row = (slot, length, count, each.depth, each.sampler, pages.length[slot])
+            asks.append(Ask(*row, _frontier(each), each.proposal.prediction))
         try:
             reviewed = self._action.run(asks, trees, lenience, probs)
         except ValueError:
@@ -112,6 +112,10 @@ class Speculation:
         item = ReviewItem(ask.row, ask.frontier, end, ask.sampler, tree=tree)
         path = found.path if tree is not None else []
         return item, Verdict(n, found.gained[-1], path=path, num_unmoved=unmoved)
+
+
+def _frontier(asked: Speculated) -> int:
+    return asked.proposal.length if asked.frontier is None else asked.frontier
 
 
 def _sizes(proposal: Proposal) -> tuple[int, int, int]:

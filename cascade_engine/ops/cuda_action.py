@@ -68,6 +68,7 @@ class Asked(NamedTuple):
     cached: torch.Tensor
     frontiers: torch.Tensor
     ends: torch.Tensor
+    sources: torch.Tensor
 
     @classmethod
     def of(cls, memory: torch.Tensor) -> Asked:
@@ -229,7 +230,7 @@ class CudaAction:
             **drafted,
         )
         batch = self.program.batch_of(shape, drafted["slots"], starts, fed, bases, memory.words)
-        self.program.launch(shape, batch, wanted)
+        self.program.launch(shape, batch, wanted, Asked.of(memory.asked).sources)
         return batch
 
     def _draft_trees(

@@ -30,7 +30,7 @@ def bucket(size: int) -> int:
 
 def logit_bucket(size: int) -> int:
     """The same, but a review of the largest tree fits what the kernels take."""
-    return min(bucket(size), max(size, MAX_NODES + 1))
+    return size if size == MAX_NODES + 1 else bucket(size)
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,20 @@ class CudaProgram:
         self._reserve(shape)
         return self._moves
 
-    def launch(self, shape: Shape, batch: dict[str, Any], wanted: torch.Tensor) -> None:
-        """A pass over a batch of rows without sources that lies on the device, described there;
-        without a graph of its own, so that it may be part of one."""
-        self.shape, self.batch, self.wanted, self.sources = shape, batch, wanted, None
+    def launch(
+        self, shape: Shape, batch: dict[str, Any], wanted: torch.Tensor, sources: torch.Tensor
+    ) -> None:
+        """A pass over a batch of rows that lies on the device, described there; without a graph of
+        its own, so that it may be part of one."""
+        self.shape, self.batch, self.wanted, self.sources = shape, batch, wanted, sources
         self._counts, self._logits = [], []
         self._launch(shape)
 
-    def launched(self) -> tuple[Shape, dict[str, Any], torch.Tensor]:
+    def launched(self) -> tuple[Shape, dict[str, Any], torch.Tensor, torch.Tensor]:
         """The arguments of the last `launch`, for measuring it alone."""
         assert self.wanted is not None
-        return self.shape, self.batch, self.wanted
+        assert self.sources is not None
+        return self.shape, self.batch, self.wanted, self.sources
 
     def data(self, buffer: int) -> int:
         """Address of a buffer's memory, `[rows bucket, logits or width bucket, stride]`."""
@@ -212,10 +215,11 @@ class CudaProgram:
                 raise CapacityError(
                     f"row {row}: tokens {start}..{start + count - 1} do not fit its {limit} places"
                 )
-            self._check_source(row, start, count)
+            self.check_source(row, start, count)
 
-    def _check_source(self, row: int, start: int, count: int) -> None:
-        source = self._source(row)
+    def check_source(self, row: int, start: int, count: int) -> None:
+        """Raises ValueError unless the row's source is fed in a pass of its own, by an encoder."""
+        source = self.source(row)
         if source == 0 and True in self._attends:
             raise ValueError(f"row {row} has no source to attend to")
         encodes = start == 0 and count == source and False not in self._attends
@@ -225,7 +229,8 @@ class CudaProgram:
                 f"{source}: an encoder takes the whole source, a decoder what is behind it"
             )
 
-    def _source(self, row: int) -> int:
+    def source(self, row: int) -> int:
+        """Tokens at the row's beginning that an encoder reads."""
         return 0 if self._host_sources is None else int(self._host_sources[row])
 
     def _upload(
@@ -245,7 +250,7 @@ class CudaProgram:
         fed = []
         for i, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
             ints[0, i], ints[1, i], ints[2, i], ints[4, i] = row, start, count, logits[i]
-            ints[5, i] = self._source(row)
+            ints[5, i] = self.source(row)
             nodes, parents = trees[i] if trees else ((), ())
             before = count - len(nodes)
             if nodes:

@@ -136,10 +136,12 @@ class CudaSpeculation(DeviceActions):
     def _upload(self, memory: Memory, asks: Sequence[Ask]) -> None:
         told, rows = [], self._program.on_device
         for ask in asks:
+            self._program.check_source(ask.row, ask.cached, ask.length - ask.cached)
             text = self._prediction(ask)
             words = (0, 0, 0) if text is None else (*halves(text.data_ptr()), len(text))
             sizes = (ask.row, ask.length, ask.count, ask.depth, words[2], 0)
-            told.append([*words[:2], *sizes, ask.cached, ask.frontier, ask.length + ask.count])
+            ends = (ask.cached, ask.frontier, ask.length + ask.count)
+            told.append([*words[:2], *sizes, *ends, self._program.source(ask.row)])
             rows.send_tokens(ask.row, ask.length)
             rows.send_table(ask.row, -(-(ask.length + ask.count) // PAGE_TOKENS))
             rows.forget(ask.row, ask.frontier, ask.length + ask.count + 1)

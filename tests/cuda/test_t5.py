@@ -24,6 +24,7 @@ from cascade_engine.ops import CpuBackend, CudaBackend, ReferenceOps, Sampler
 from cascade_engine.ops.launch import Launcher
 from tests.cuda.conftest import needs_gpu
 from tests.cuda.support import BF16, F16, RecordingLauncher, assert_same_bits
+from tests.cuda.test_vertical import Calls
 from tests.models.support import random_llama, random_t5
 
 VOCAB, START, CAPACITY = 61, 0, 352
@@ -230,18 +231,25 @@ def backend(run: Launcher, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     ],
 )
 def test_the_cascade_changes_no_token(
-    backend: Callable[..., None], models: dict[str, Path], name: str, params: dict[str, Any]
+    backend: Callable[..., None],
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    params: dict[str, Any],
 ) -> None:
     """Ragged encoders in one batch: plain without graphs against chains and trees with them, under
-    a draft model and under Max-Gram alone."""
+    a draft model and under Max-Gram alone. Everything is drafted where it is reviewed."""
     prompts = [tokens(3, 1) * 5, tokens(32, 2), [7, 8, 9] * 6]
     sampling = SamplingParams(max_tokens=9, ignore_eos=True, **params)
     expected: list[list[int]] = []
-    for policy, drafts in (
-        (PlainDecoding(), []),
-        (FixedCascade([[5]], tree=12), []),
-        (FixedCascade([[3, 2], [0, 4]]), ["odd"]),
+    calls = Calls(monkeypatch)
+    for policy, drafts, way in (
+        (PlainDecoding(), [], "accept"),
+        (FixedCascade([[5]], tree=12), [], "run"),
+        (FixedCascade([[3, 2], [0, 4]]), ["odd"], "run"),
+        (FixedCascade([[3, 0], [0, 0]]), ["odd"], "draft"),
     ):
+        calls.clear()
         backend(graphs=bool(expected))
         engine = Engine.load(
             models[name],
@@ -255,6 +263,13 @@ def test_the_cascade_changes_no_token(
         found = [g.token_ids for g in engine.generate(prompts, sampling)]
         expected = expected or found
         assert found == expected, policy
+        assert calls.waits == len(calls.rows) - len(calls.of("propose"))
+        assert calls.rows[0][0] == way, "what the prompt joins"
+        assert len(calls.of(way)) > 8
+        assert not calls.of("propose_trees")
+        assert len(calls.of("propose")) <= 2  # where a row beside has nothing to draft for
+        if way == "run" and not drafts:
+            assert len(calls.of("accept")) <= len(prompts)  # at its last token, likewise
         engine.check_integrity()
         if drafts:
             (again,) = engine.generate(prompts[1:2], sampling)
