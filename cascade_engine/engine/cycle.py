@@ -135,7 +135,7 @@ class Cycle:
             level = max(action.level for _, action in actions)
             drafts, reviews = self._sorted(level, actions)
             if level == len(self._neural):
-                rows = self._speculate(policy, drafts, actions)
+                rows = self._speculate(policy, actions)
                 if rows is None:
                     self._draft(policy, drafts)
                 elif rows:
@@ -208,21 +208,13 @@ class Cycle:
                 reviews.append((row, Review(level)))
         return drafts, reviews
 
-    def _speculate(
-        self,
-        policy: Policy,
-        drafts: Sequence[tuple[Row, Draft]],
-        actions: Sequence[tuple[Row, Action]],
-    ) -> list[Row] | None:
-        """Drafts and their review as one action, if nobody else waits for such a review. Returns
-        the rows that the target has reviewed; None where the drafts are yet to be made."""
-        taken = None if self._speculating is None else self._speculating.taken(policy, drafts)
+    def _speculate(self, policy: Policy, actions: Sequence[tuple[Row, Action]]) -> list[Row] | None:
+        """Drafts and their review as one action. Returns the rows that the target has reviewed;
+        None where the drafts are yet to be made."""
+        taken = None if self._speculating is None else self._speculating.taken(policy, actions)
         if taken is None or self._speculating is None or self.audience.watched:
             return None
         level, group = taken
-        waiting = any(level <= action.level < len(self._neural) for _, action in actions)
-        if waiting or (level == 0 and len(group) < len(actions)):
-            return None
         rows = self._passes.speculate(self._speculating, level, policy.lenience, group)
         return rows if level == 0 else []
 

@@ -138,8 +138,9 @@ class Passes:
             return rows
         items, verdicts = [item for item, _ in found], [verdict for _, verdict in found]
         fed = sum(item.drafted + 1 for item in items)
-        self._stats.count_pass(len(self._neural), len(rows), 0.0)
-        for row in rows:
+        drafting = [row for row, action in drafts if action.tokens]
+        self._stats.count_pass(len(self._neural), len(drafting), 0.0)
+        for row in drafting:
             row.stats.levels[len(self._neural)].count_call(0.0)
         self._settle_all(level, rows, items, verdicts, fed, begin)
         return rows

@@ -15,7 +15,7 @@ from cascade_engine.levels import (
     StatisticalLevel,
     Verdict,
 )
-from cascade_engine.policy import Draft, Policy, Review, RowState
+from cascade_engine.policy import Action, Draft, Policy, Review, RowState
 
 
 class Speculating:
@@ -37,29 +37,41 @@ class Speculating:
         return cls(speculations, neural) if any(speculations) else None
 
     def taken(
-        self, policy: Policy, drafts: Sequence[tuple[Row, Draft]]
+        self, policy: Policy, actions: Sequence[tuple[Row, Action]]
     ) -> tuple[int, list[tuple[Row, Draft]]] | None:
-        """The lowest neural level that the policy lets review any of these drafts next, whatever is
-        found, and those that it reviews: the others can wait for it. None where something of a row
-        has to be looked at between."""
+        """The lowest neural level that the policy lets review any of the statistical drafts among
+        these actions next, whatever is found, and those that it reviews: the others can wait for
+        it. Rows that it is to review as they are go along, with drafts of no tokens. None where
+        something of a row has to be looked at between, or others wait for such a review."""
         found: dict[int, list[tuple[Row, Draft]]] = {}
-        for row, action in drafts:
+        others: list[tuple[Row, Action]] = []
+        for row, action in actions:
+            if not isinstance(action, Draft) or action.level != self._level:
+                others.append((row, action))
+                continue
             level = _reviews_next(policy, row.state(self._contexts), action)
-            if level is None or not _is_simple(row, level, action.nodes > 0):
+            if level is None:
                 return None
             found.setdefault(level, []).append((row, action))
         level = max(found)
-        speculation, group = self._speculations[level], found[level]
+        group, speculation = found[level], self._speculations[level]
         trees = group[0][1].nodes > 0
         if speculation is None or any((action.nodes > 0) != trees for _, action in group):
             return None
-        return (level, group) if speculation.fits(self._asked(level, group), trees) else None
+        for row, action in others:
+            if action == Review(level):
+                group.append((row, Draft(self._level, 0)))
+            elif action.level >= level:
+                return None
+        simple = all(_is_simple(row, level, trees) for row, _ in group)
+        fits = simple and speculation.fits(self._asked(level, group), trees)
+        return (level, group) if fits else None
 
     def review(
         self, level: int, lenience: float, drafts: Sequence[tuple[Row, Draft]]
     ) -> list[tuple[ReviewItem, Verdict]]:
-        """Drafts and reviews as the level's review does alone: the rows' tokens are written, their
-        bookkeeping is the caller's. Raises ValueError like a review."""
+        """Drafts and reviews what `taken` gave, as the level's review does alone: the rows' tokens
+        are written, their bookkeeping is the caller's. Raises ValueError like a review."""
         speculation, trees = self._speculations[level], drafts[0][1].nodes > 0
         assert speculation is not None
         found = speculation.review(

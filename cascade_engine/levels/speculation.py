@@ -61,7 +61,7 @@ class Speculation:
         for each in asked:
             slot, length, count = _sizes(each.proposal)
             reviewed = length - _frontier(each) + count
-            if not (0 < count <= reviewed <= MAX_NODES and length + count <= self._level.context):
+            if not (count <= reviewed <= MAX_NODES and length + count <= self._level.context):
                 return False
             missing += pages.missing(slot, length + count)
         return missing <= pages.available_pages

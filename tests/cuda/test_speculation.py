@@ -94,7 +94,7 @@ def test_an_engine_keeps_its_tokens(
         engine = make_engine(tmp_path, graphs, monkeypatch, policy=policy, learn_tokens=64)
         if where == "host":
             engine._cycle._speculating = None
-        found.append([g.token_ids for g in engine.generate(prompts, sampling)])
+        found.append([(g.token_ids, g.logprobs) for g in engine.generate(prompts, sampling)])
         engine.check_integrity()
         stats.append(engine.stats())
         assert bool(counted) == (where == "device")

@@ -267,7 +267,7 @@ def test_the_cascade_changes_no_token(
         assert calls.rows[0][0] == way, "what the prompt joins"
         assert len(calls.of(way)) > 8
         assert not calls.of("propose_trees")
-        assert len(calls.of("propose")) <= 2  # where a row beside has nothing to draft for
+        assert not calls.of("propose")  # also where a row beside has nothing to draft for
         if way == "run" and not drafts:
             assert len(calls.of("accept")) <= len(prompts)  # at its last token, likewise
         engine.check_integrity()

@@ -127,7 +127,7 @@ def test_an_engine_keeps_its_tokens(
     assert bool(calls.of("draft")) == alone
     assert len(calls.of("run") + calls.of("draft")) > 3
     assert max(calls.of("draft" if alone else "run")) == 2
-    assert len(calls.of("propose")) <= 2  # where a row beside has nothing to draft for
+    assert len(calls.of("propose")) <= 1  # for the target, while a row waits for another level
 
 
 @pytest.mark.parametrize(("lenience", "lags"), [(1.0, (1, 3)), (100.0, (1, 3)), (1.0, (92, 70))])
