@@ -64,7 +64,7 @@ class Speculating:
             elif action.level >= level:
                 return None
         simple = all(_is_simple(row, level, trees) for row, _ in group)
-        fits = simple and speculation.fits(self._asked(level, group), trees)
+        fits = simple and speculation.fits(self._asked(level, group))
         return (level, group) if fits else None
 
     def review(

@@ -11,9 +11,6 @@ from cascade_engine.levels.statistical import LEAST_PROBABILITY, Proposal, Stati
 from cascade_engine.levels.tree import MAX_NODES, TokenTree
 from cascade_engine.ops import Ask, CudaSpeculation, Reviewed, Sampler
 
-MOST_LEARNED = 1 << 17
-"""Tokens of finished requests that the device searches for each node; with more the host drafts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Speculated:
@@ -48,15 +45,12 @@ class Speculation:
             table=sources.table,
             doubts=sources.drafter.doubts,
             least=LEAST_PROBABILITY,
-            learned=min(sources.learn_tokens, MOST_LEARNED),
         )
         return None if action is None else cls(level, statistical, action)
 
-    def fits(self, asked: Sequence[Speculated], trees: bool) -> bool:
+    def fits(self, asked: Sequence[Speculated]) -> bool:
         """Whether drafts of this size can be made and reviewed here, with the pages that are
         free."""
-        if trees and self._statistical.learned > MOST_LEARNED:
-            return False
         pages, missing = self._level.pages, 0
         for each in asked:
             slot, length, count = _sizes(each.proposal)

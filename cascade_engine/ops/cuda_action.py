@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, Shape
+from cascade_engine.ops.device_learned import DeviceLearned
 from cascade_engine.ops.device_table import NO_TABLE
 from cascade_engine.ops.launch import Launcher
 
@@ -107,8 +108,8 @@ class Memory:
 
 class CudaAction:
     """Launches actions for the level whose passes `program` runs. What they look at beside a
-    shape's Memory: the table, the weights of trees above the path probability `least`, and the
-    first tokens of `learned`, as many as Memory says."""
+    shape's Memory: the table, the weights of trees above the path probability `least`, and what was
+    learnt of finished requests."""
 
     def __init__(
         self,
@@ -119,11 +120,10 @@ class CudaAction:
         table: dict[str, Any] | None,
         doubts: Sequence[float],
         least: float,
-        learned: int,
     ) -> None:
         self.program, self.vocab = program, vocab
         device = launcher.device
-        self.learned = torch.zeros(max(learned, 1), dtype=torch.int32, device=device)
+        self.learned = DeviceLearned(launcher)
         self._run, self._logits, self._least = launcher, logits, least
         self._fills_up = table is not None
         self._table = NO_TABLE if table is None else table
@@ -245,7 +245,7 @@ class CudaAction:
             depths=asked.depths,
             least=self._least,
             doubts=self._doubts,
-            finished=self.learned,
+            **self.learned.arguments(),
             finished_length=asked.learned,
             predictions=asked.addresses if kind.predicts else None,
             prediction_lengths=asked.predicted if kind.predicts else None,

@@ -67,8 +67,7 @@ class CudaSpeculation(DeviceActions):
     level on its own.
 
     Rows stay on the device: what is there is never sent again. `doubts` as those of the native
-    Drafter. Nodes of trees are drafted above the path probability `least`. `learned` tokens of
-    finished requests at most.
+    Drafter. Nodes of trees are drafted above the path probability `least`.
     """
 
     def __init__(
@@ -80,22 +79,16 @@ class CudaSpeculation(DeviceActions):
         table: dict[str, Any] | None = None,
         doubts: Sequence[float] = (),
         least: float = 0.0,
-        learned: int = 0,
         graphs: bool = True,
     ) -> None:
-        action = CudaAction(launcher, program, logits, vocab, table, doubts, least, learned)
+        action = CudaAction(launcher, program, logits, vocab, table, doubts, least)
         super().__init__(launcher, program, action, graphs)
-        self._learned_size, self._learned_version = 0, -1
 
     def learn(self, version: int, text: Callable[[], bytes]) -> None:
         """The tokens of finished requests, taken where `version` has changed."""
-        if version == self._learned_version:
-            return
-        tokens = torch.frombuffer(bytearray(text()) or bytearray(4), dtype=torch.int32)
-        learned = self._action.learned
-        size = min(len(tokens), len(learned))
-        learned[:size] = self._run.send(tokens[:size])
-        self._learned_size, self._learned_version = size, version
+        moved = self._action.learned.learn(version, text)
+        if moved and self._graphs is not None:
+            self._graphs.clear()
 
     def run(
         self, asks: Sequence[Ask], trees: bool, lenience: float = 1.0, probs: bool = False
@@ -149,7 +142,7 @@ class CudaSpeculation(DeviceActions):
         host = torch.tensor(told, dtype=torch.int32)
         memory.asked_host[:2] = host[:, :2].reshape(2, -1)
         memory.asked_host[2:] = host[:, 2:].T
-        Asked.of(memory.asked_host).learned[0] = self._learned_size
+        Asked.of(memory.asked_host).learned[0] = self._action.learned.size
         self._run.upload(memory.asked, memory.asked_host)
 
     def _reviewed(

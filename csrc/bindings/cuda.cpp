@@ -251,7 +251,8 @@ void bind_drafts(py::module_& m) {
     k.take("searched", a.searched).take("budgets", a.budgets).take("depths", a.depths);
     k.take("tokens", a.tokens).take("token_stride", a.token_stride).take("least", a.least);
     k.take("doubts", a.doubts).take("finished", a.finished);
-    k.take("finished_length", a.finished_length).take("predictions", a.predictions);
+    k.take("finished_length", a.finished_length).take("finished_pairs", a.finished_pairs);
+    k.take("finished_places", a.finished_places).take("predictions", a.predictions);
     k.take("prediction_lengths", a.prediction_lengths).take("parents", a.parents);
     k.take("probs", a.probs).take("drafted", a.drafted).finish();
     draft_tree(a, ngram_view(table), stream);

@@ -1,8 +1,8 @@
 // Trees of likely continuations by n-gram statistics, node for node those of
 // csrc/cpu/draft_tree.cpp (layers and weights: ce/draft_tree.h). One block a row. The row's own
-// n-grams and those of finished requests need no index here: for each node that is expanded, all
-// warps but one search the texts for its context, the last walks the table, and the first one
-// blends what they found.
+// n-grams need no index here: for each node that is expanded, all warps but one search the row for
+// its context, and finished requests where its last two tokens are; the last warp walks the table,
+// and the first one blends what they found.
 #include "cuda/draft_tree.h"
 #include "cuda/match.h"
 
@@ -223,9 +223,8 @@ __global__ void __launch_bounds__(kTreeThreads) tree_kernel(DraftTreeArgs args, 
     if (warp == kTreeWarps - 1) {
       search_table(s, table);
     } else {
-      search_text(s, kFromRow, warp, row, args.searched[r]);
-      search_text(s, kFromFinished, warp, args.finished,
-                  args.finished == nullptr ? 0 : *args.finished_length);
+      search_row(s, warp, row, args.searched[r]);
+      search_finished(s, warp, args);
     }
     __syncthreads();  // all is found
     if (warp == 0) {

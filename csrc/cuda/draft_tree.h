@@ -47,15 +47,43 @@ __device__ __forceinline__ uint32_t lanes_below(int lane) {
   return (uint32_t{1} << lane) - 1;
 }
 
-// What followed the context's last 1..kRowOrder tokens in the warp's part of a text. Warp 0 has the
-// text's end; each goes backwards and keeps the latest kWindow of every order.
-__device__ __forceinline__ void search_text(TreeShared& s, int which, int warp, const int32_t* text,
-                                            int32_t length) {
+// How many tokens in front of text[at] are the context's, of which `matched` are known to be.
+__device__ __forceinline__ int matching(const TreeShared& s, const int32_t* text, int32_t at,
+                                        int matched) {
+  while (matched < s.available && matched < at && text[at - 1 - matched] == s.context[matched])
+    ++matched;
+  return matched;
+}
+
+// Notes what each lane found behind its `matched` last tokens of the context, the first lane being
+// the latest. Lane n - 1 keeps the `count` of order n.
+__device__ __forceinline__ void note(TreeShared& s, int which, int warp, int matched, int32_t token,
+                                     int32_t& count) {
+  const int lane = lane_of();
+  for (int n = 1; n <= kRowOrder; ++n) {
+    const uint32_t found = __ballot_sync(kAllLanes, matched >= n);
+    if (found == 0) break;
+    const int before = __shfl_sync(kAllLanes, count, n - 1);
+    const int place = before + __popcll(found & lanes_below(lane));
+    if (matched >= n && place < kWindow) s.seen[which][warp][n - 1][place] = token;
+    if (lane == n - 1) count = before + __popcll(found);
+  }
+}
+
+__device__ __forceinline__ void write_counts(TreeShared& s, int which, int warp, int32_t count) {
+  const int lane = lane_of();
+  if (lane < kRowOrder) s.counts[which][warp][lane] = count < kWindow ? count : kWindow;
+}
+
+// What followed the context's last 1..kRowOrder tokens in the warp's part of a row. Warp 0 has the
+// row's end; each goes backwards and keeps the latest kWindow of every order.
+__device__ __forceinline__ void search_row(TreeShared& s, int warp, const int32_t* text,
+                                           int32_t length) {
   constexpr int kAhead = 4;
   const int lane = lane_of();
   const int32_t part = static_cast<int32_t>(ceil_div(length, kSearchers));
   const int32_t high = length - warp * part, low = high - part > 1 ? high - part : 1;
-  int32_t count = 0;  // lane n - 1 keeps that of order n
+  int32_t count = 0;
   for (int32_t top = high; top > low; top -= kAhead * kWarp) {
     bool hits[kAhead], any = false;
     for (int u = 0; u < kAhead; ++u) {
@@ -66,24 +94,51 @@ __device__ __forceinline__ void search_text(TreeShared& s, int which, int warp, 
     if (__ballot_sync(kAllLanes, any) == 0) continue;
     for (int u = 0; u < kAhead; ++u) {
       const int32_t at = top - 1 - lane - u * kWarp;
-      int matched = 0;
-      if (hits[u] && text[at] != kBoundary) {
-        matched = 1;
-        while (matched < s.available && matched < at &&
-               text[at - 1 - matched] == s.context[matched])
-          ++matched;
-      }
-      for (int n = 1; n <= kRowOrder; ++n) {
-        const uint32_t found = __ballot_sync(kAllLanes, matched >= n);
-        if (found == 0) break;
-        const int before = __shfl_sync(kAllLanes, count, n - 1);
-        const int place = before + __popcll(found & lanes_below(lane));
-        if (matched >= n && place < kWindow) s.seen[which][warp][n - 1][place] = text[at];
-        if (lane == n - 1) count = before + __popcll(found);
-      }
+      const int matched = hits[u] ? matching(s, text, at, 1) : 0;
+      note(s, kFromRow, warp, matched, matched > 0 ? text[at] : kBoundary, count);
     }
   }
-  if (lane < kRowOrder) s.counts[which][warp][lane] = count < kWindow ? count : kWindow;
+  write_counts(s, kFromRow, warp, count);
+}
+
+// How many of `size` ascending numbers are below `wanted`: the lanes of a warp, all of which call
+// this, probe together, because a step costs the latency of memory.
+__device__ __forceinline__ int32_t count_below(const int64_t* numbers, int32_t size,
+                                               int64_t wanted) {
+  int32_t low = 0, high = size;
+  while (low < high) {
+    const int32_t step = static_cast<int32_t>(ceil_div(high - low, kWarp));
+    const int32_t probe = low + lane_of() * step;
+    const bool below = probe < high && numbers[probe] < wanted;
+    const int votes = __popcll(__ballot_sync(kAllLanes, below));
+    if (votes == 0) break;
+    low += (votes - 1) * step + 1;
+    high = low + step - 1 < high ? low + step - 1 : high;
+  }
+  return low;
+}
+
+// The same in the warp's part of the places of finished requests behind the context's last two
+// tokens. (No layer is about one token of theirs.)
+__device__ __forceinline__ void search_finished(TreeShared& s, int warp,
+                                                const DraftTreeArgs& args) {
+  const int lane = lane_of();
+  const int32_t size = args.finished == nullptr || s.available < 2 ? 0 : *args.finished_length - 2;
+  int32_t count = 0;
+  if (size > 0) {
+    const int64_t pair = static_cast<int64_t>(s.context[0]) << 32 | s.context[1];
+    const int32_t first = count_below(args.finished_pairs, size, pair);
+    const int32_t end = count_below(args.finished_pairs, size, pair + 1);
+    const int32_t part = static_cast<int32_t>(ceil_div(end - first, kSearchers));
+    const int32_t high = end - warp * part, low = high - part > first ? high - part : first;
+    for (int32_t top = high; top > low; top -= kWarp) {
+      const int32_t i = top - 1 - lane, at = i < low ? 0 : args.finished_places[i];
+      const int32_t token = i < low ? kBoundary : args.finished[at];
+      const int matched = token == kBoundary ? 0 : matching(s, args.finished, at, 2);
+      note(s, kFromFinished, warp, matched, token, count);
+    }
+  }
+  write_counts(s, kFromFinished, warp, count);
 }
 
 __device__ __forceinline__ void search_table(TreeShared& s, const NgramView& table) {

@@ -13,6 +13,7 @@ import torch
 
 from cascade_engine import _C
 from cascade_engine.ops.cuda_program import NO_TREE, ancestor_words
+from cascade_engine.ops.device_learned import DeviceLearned
 from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.launch import Launcher
 from tests.ops.test_drafter import skewed, small_table
@@ -52,6 +53,8 @@ def propose(
     def ints(values: Sequence[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.tensor(list(values), dtype=dtype, device=run.device)
 
+    learned = DeviceLearned(run)
+    learned.learn(1, lambda: np.array(finished or [], np.int32).tobytes())
     parents = torch.full((number + 1, NODES), -7, dtype=torch.int32, device=run.device)
     probs = torch.full((number + 1, NODES), -7.0, device=run.device)
     drafted = torch.full((number + 1,), -1, dtype=torch.int32, device=run.device)
@@ -72,8 +75,8 @@ def propose(
         token_stride=width,
         least=least,
         doubts=torch.tensor(doubts, dtype=torch.float32, device=run.device),
-        finished=None if finished is None else ints([*finished, 0]),
-        finished_length=None if finished is None else ints([len(finished)]),
+        **learned.arguments(),
+        finished_length=ints([learned.size]),
         predictions=ints(addresses, torch.int64) if predicts else None,
         prediction_lengths=ints([0, *map(len, texts)]) if predicts else None,
         parents=parents,
@@ -141,6 +144,25 @@ def test_a_long_text_is_shared_out(run: Launcher) -> None:
     doubts = np.array(drafter.doubts, np.float32).reshape(2, 3, 2, 8)[0]
     (found,) = propose(run, [Asked(row, budget=6)], doubts.ravel().tolist())
     assert_equal(found, draft(Sources(doubts, row), row, 6, 64, 0.0, False))
+
+
+def test_what_was_learnt_is_shared_out(run: Launcher) -> None:
+    """More places behind a pair of tokens than a round of every warp; what followed changes from
+    the earliest to the latest."""
+    rng, finished = random.Random(12), []
+    for size in (9000, 2, 1):
+        finished += [rng.choice((1, 2, 2, 3 + i // 300)) for i in range(size)]
+        finished.append(BOUNDARY)
+    drafter = _C.Drafter(1)
+    doubts = np.array(drafter.doubts, np.float32).reshape(2, 3, 2, 8)[0]
+    highest = max(zip(finished[1:-1], finished, strict=False))
+    rows = [[5, 5, 1, 2, 2], [3, 2, 1], [2], [2, 900], list(highest[::-1])]
+    found = propose(
+        run, [Asked(r, budget=9) for r in rows], doubts.ravel().tolist(), None, finished
+    )
+    for row, nodes in zip(rows, found, strict=True):
+        sources = Sources(doubts, row, finished)
+        assert_equal(nodes, draft(sources, row, 9, 64, 0.0, False))
 
 
 @pytest.mark.parametrize("trees", [False, True])

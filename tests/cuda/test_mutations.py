@@ -373,9 +373,23 @@ BUGS = [
     Bug(
         "contexts across requests",
         "draft_tree.h",
-        "hits[u] && text[at] != kBoundary",
-        "hits[u]",
+        "token == kBoundary ? 0",
+        "i < low ? 0",
         learned_trees,
+    ),
+    Bug(
+        "a pair's places begin one late",
+        "draft_tree.h",
+        "high - part > first ? high - part : first",
+        "high - part > first ? high - part + 1 : first",
+        trees_of.test_what_was_learnt_is_shared_out,
+    ),
+    Bug(
+        "the highest pair of tokens is not looked for",
+        "draft_tree.h",
+        "*args.finished_length - 2;",
+        "*args.finished_length - 3;",
+        trees_of.test_what_was_learnt_is_shared_out,
     ),
     Bug(
         "a token found twice is two candidates",

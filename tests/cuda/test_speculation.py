@@ -148,7 +148,7 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
                 (level.rows.read(s, lengths[s], lengths[s] + n), []) for s, n in enumerate(counts)
             ]
         asked = [Speculated(p, 4, s) for p, s in zip(proposals, samplers, strict=True)]
-        assert speculation.fits(asked, trees)
+        assert speculation.fits(asked)
         action = speculation._action.run
 
         def run(asks: Any, trees: bool, *_: Any, hosts: Any = hosts, action: Any = action) -> Any:
@@ -287,3 +287,28 @@ def test_graphs_of_memory_that_moved_are_dropped(emulated: Launcher) -> None:
         level.truncate(0, 11)
         replays.append(graphs.replays)
     assert replays == [0, 1, 2, 2, 2, 3]
+
+
+def test_what_is_learnt_may_grow(emulated: Launcher) -> None:
+    """Graphs know where it was; as long as it fits there, they go on."""
+    graphs = RecordingLauncher(emulated)
+    level = make_level(graphs, random_weights(2, BF16, **SHAPE))
+    statistical = StatisticalLevel(level.backend, level.rows, learn_tokens=4096)
+    speculation = Speculation.of(level, statistical)
+    assert speculation is not None
+    level.rows.write(0, [1, 2, 3])
+    replays, drafted = [], []
+    for learnt in ([], [], [], [1, 2, 3, 9, 8, 7] * 6, [], [2, 3, 5], []):
+        if learnt:
+            statistical.begin(1, learnt, 0)
+            statistical.finish(1)
+        asked = [Speculated(Proposal(0, 3, 5), 4, Sampler(temperature=0.0))]
+        [(item, _)] = speculation.review(asked, True, 1)
+        level.truncate(0, 2)
+        level.rows.write(0, [1, 2, 3])
+        replays.append(graphs.replays)
+        drafted.append(sorted(item.tree.tokens) if item.tree else [])
+    assert replays == [0, 1, 2, 2, 3, 4, 5]
+    assert drafted[:3] == [[]] * 3
+    assert drafted[3] == drafted[4] == [1, 7, 8, 9]
+    assert drafted[5] == drafted[6] == [1, 5, 7, 8, 9]

@@ -153,7 +153,7 @@ def test_a_review_leaves_the_hosts_probabilities(
             speculation = Speculation.of(level, statistical)
             assert speculation is not None
             asked = [Speculated(p, 5, sampler) for p in proposals]
-            assert speculation.fits(asked, False)
+            assert speculation.fits(asked)
             found = speculation.review(asked, False, 1, lenience, probs=True)
             verdicts = [verdict for _, verdict in found]
         else:

@@ -320,6 +320,10 @@ struct DraftTreeArgs {
   const float* doubts;      // DraftWeights
   const int32_t* finished;  // tokens of finished requests, or null
   const int32_t* finished_length;
+  // Their places 2 .. *finished_length - 1, by the two tokens in front of each (last << 32 | the
+  // one before), which are ascending, and then by place.
+  const int64_t* finished_pairs;
+  const int32_t* finished_places;
   const int32_t* const* predictions;  // [rows] pointers, or null
   const int32_t* prediction_lengths;  // [rows], 0: none
   int32_t* parents;                   // [rows, kMaxTreeNodes], -1: the row's last token
