@@ -212,7 +212,7 @@ class Cycle:
         """Drafts and their review as one action. Returns the rows that the target has reviewed;
         None where the drafts are yet to be made."""
         taken = None if self._speculating is None else self._speculating.taken(policy, actions)
-        if taken is None or self._speculating is None or self.audience.watched:
+        if taken is None or self._speculating is None:
             return None
         level, group = taken
         rows = self._passes.speculate(self._speculating, level, policy.lenience, group)

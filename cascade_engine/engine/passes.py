@@ -130,7 +130,8 @@ class Passes:
         """Drafts and a level's review of them in one action; its time is that level's."""
         begin, rows = time.perf_counter(), [row for row, _ in drafts]
         try:
-            found = speculating.review(level, lenience, drafts)
+            watcher = self._audience.watcher if self._audience.watched else None
+            found = speculating.review(level, lenience, drafts, watcher)
         except ValueError as error:
             if level == 0:
                 return self._review_alone(rows, error)

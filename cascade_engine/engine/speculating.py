@@ -3,16 +3,23 @@ device."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from functools import partial
+
+import torch
 
 from cascade_engine.engine.row import Row
+from cascade_engine.engine.watching import Watcher
 from cascade_engine.levels import (
+    DraftedTree,
     NeuralLevel,
     Proposal,
     ReviewItem,
     Speculated,
     Speculation,
     StatisticalLevel,
+    TokenTree,
     Verdict,
 )
 from cascade_engine.policy import Action, Draft, Policy, Review, RowState
@@ -68,10 +75,15 @@ class Speculating:
         return (level, group) if fits else None
 
     def review(
-        self, level: int, lenience: float, drafts: Sequence[tuple[Row, Draft]]
+        self,
+        level: int,
+        lenience: float,
+        drafts: Sequence[tuple[Row, Draft]],
+        watcher: Watcher | None = None,
     ) -> list[tuple[ReviewItem, Verdict]]:
         """Drafts and reviews what `taken` gave, as the level's review does alone: the rows' tokens
-        are written, their bookkeeping is the caller's. Raises ValueError like a review."""
+        are written, their bookkeeping is the caller's. `watcher` hears of the drafts, which took no
+        time of their own, and of what is reviewed. Raises ValueError like a review."""
         speculation, trees = self._speculations[level], drafts[0][1].nodes > 0
         assert speculation is not None
         found = speculation.review(
@@ -79,14 +91,35 @@ class Speculating:
             trees,
             self._level,
             1.0 if level == 0 else lenience,
-            probs=level > 0,
+            probs=level > 0 or watcher is not None,
+            heard=None if watcher is None else partial(self._tell, watcher, drafts),
         )
-        for (row, _), (item, _) in zip(drafts, found, strict=True):
+        if watcher is None:
+            self._append(drafts, [item for item, _ in found])
+        return found
+
+    def _append(self, drafts: Sequence[tuple[Row, Draft]], items: Sequence[ReviewItem]) -> None:
+        for (row, _), item in zip(drafts, items, strict=True):
             if item.tree is None:
                 row.append_draft(self._level, item.length - row.length)
             else:
                 row.stats.levels[self._level].drafted += item.drafted
-        return found
+
+    def _tell(
+        self,
+        watcher: Watcher,
+        drafts: Sequence[tuple[Row, Draft]],
+        items: Sequence[ReviewItem],
+    ) -> None:
+        begins = [row.length for row, _ in drafts]
+        self._append(drafts, items)
+        for (row, action), item, begin in zip(drafts, items, begins, strict=True):
+            if action.nodes:
+                watcher.branched(row, begin, _drafted_tree(item.tree))
+            elif action.tokens:
+                watcher.drafted(row, row.length - begin)
+        watcher.passed("draft", self._level, time.perf_counter(), 0.0)
+        watcher.reviewing([row for row, _ in drafts], items)
 
     def _asked(self, level: int, drafts: Sequence[tuple[Row, Draft]]) -> list[Speculated]:
         return [
@@ -98,6 +131,16 @@ class Speculating:
             )
             for row, action in drafts
         ]
+
+
+def _drafted_tree(tree: TokenTree | None) -> DraftedTree:
+    """As the statistical level gives them; None: it found nothing."""
+    tree = tree or TokenTree([], [], [], [])
+    return DraftedTree(
+        torch.tensor(tree.tokens, dtype=torch.int32),
+        torch.tensor(tree.parents, dtype=torch.int32),
+        torch.tensor(tree.chances(), dtype=torch.float32),
+    )
 
 
 def _is_simple(row: Row, level: int, trees: bool) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from cascade_engine.engine.results import StepOutput
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.watching import Watcher
-from cascade_engine.levels import ROOT, DraftedTree, ReviewItem, TokenRows, Verdict
+from cascade_engine.levels import DraftedTree, ReviewItem, TokenRows, Verdict, shares_of
 from cascade_engine.tokenizer import Tokenizer
 from cascade_engine.trace.writer import TraceWriter
 
@@ -130,11 +130,8 @@ class Tracing(Watcher):
         self._drafts.append(self._part(row, row.length - count, tokens, probs))
 
     def branched(self, row: Row, root: int, tree: DraftedTree) -> None:
-        parents, paths = tree.parents.tolist(), tree.probs.tolist()
-        shares = [
-            path if above == ROOT else path / paths[above] if paths[above] > 0.0 else 0.0
-            for above, path in zip(parents, paths, strict=True)
-        ]
+        parents = tree.parents.tolist()
+        shares = shares_of(parents, tree.probs.tolist())
         self._drafts.append(self._part(row, root, tree.tokens.tolist(), shares, parents))
 
     def reviewing(self, rows: Sequence[Row], items: Sequence[ReviewItem]) -> None:

@@ -29,7 +29,7 @@ from cascade_engine.levels.segments import (
 )
 from cascade_engine.levels.speculation import Speculated, Speculation
 from cascade_engine.levels.statistical import DraftedTree, Proposal, StatisticalLevel
-from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie
+from cascade_engine.levels.tree import MAX_NODES, ROOT, TokenTree, TokenTrie, shares_of
 
 __all__ = [
     "MAX_NODES",
@@ -62,4 +62,5 @@ __all__ = [
     "Verdict",
     "check_drafter",
     "cut",
+    "shares_of",
 ]

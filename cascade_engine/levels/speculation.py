@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cascade_engine.levels.neural import NeuralLevel
 from cascade_engine.levels.rows import ReviewItem, TokenRows, Verdict
 from cascade_engine.levels.statistical import LEAST_PROBABILITY, Proposal, StatisticalLevel
-from cascade_engine.levels.tree import MAX_NODES, TokenTree
+from cascade_engine.levels.tree import MAX_NODES, TokenTree, shares_of, unmoved
 from cascade_engine.ops import Ask, CudaSpeculation, Reviewed, Sampler
 
 
@@ -67,11 +67,12 @@ class Speculation:
         source: int,
         lenience: float = 1.0,
         probs: bool = False,
+        heard: Callable[[Sequence[ReviewItem]], None] | None = None,
     ) -> list[tuple[ReviewItem, Verdict]]:
         """What was drafted (by level `source`) and what this level decided. The rows have the
         accepted tokens and its own one, with `probs` their probabilities by it; the caller
-        truncates its cache as after any review. Raises ValueError, with the rows as they were,
-        when one's logits allow no token."""
+        truncates its cache as after any review. `heard` is told before, while the rows have their
+        drafts. Raises ValueError, with the rows as they were, when one's logits allow no token."""
         pages = self._level.pages
         if trees:
             drafter = self._statistical.sources.drafter
@@ -90,22 +91,32 @@ class Speculation:
             for ask in asks:
                 pages.truncate(ask.row, ask.cached)
             raise
-        return [self._settled(ask, each, source) for ask, each in zip(asks, reviewed, strict=True)]
+        items = [_item(ask, each, source) for ask, each in zip(asks, reviewed, strict=True)]
+        if heard is not None:
+            for ask, made, item in zip(asks, reviewed, items, strict=True):
+                if item.tree is None:
+                    self._rows.append(ask.row, ask.length, made.tokens, [1.0] * len(made.tokens))
+            heard(items)
+        return [
+            (item, self._settled(item, each)) for item, each in zip(items, reviewed, strict=True)
+        ]
 
-    def _settled(self, ask: Ask, found: Reviewed, source: int) -> tuple[ReviewItem, Verdict]:
+    def _settled(self, item: ReviewItem, found: Reviewed) -> Verdict:
         n = len(found.gained) - 1
-        tree, unmoved, end = None, n, ask.length + len(found.tokens)
-        if found.parents:
-            nodes = len(found.tokens)
-            tree = TokenTree(found.tokens, found.parents, [1.0] * nodes, [source] * nodes)
-            unmoved = next((i for i, node in enumerate(found.path) if node != i), n)
-            end = ask.length
-        probs = found.probs or [1.0] * (n + 1)
-        self._rows.append(ask.row, ask.frontier, found.gained, probs)
-        self._level.pages.length[ask.row] = ask.frontier + n
-        item = ReviewItem(ask.row, ask.frontier, end, ask.sampler, tree=tree)
-        path = found.path if tree is not None else []
-        return item, Verdict(n, found.gained[-1], path=path, num_unmoved=unmoved)
+        self._rows.append(item.slot, item.frontier, found.gained, found.probs or [1.0] * (n + 1))
+        self._level.pages.length[item.slot] = item.frontier + n
+        path, still = ([], n) if item.tree is None else (found.path, unmoved(found.path))
+        return Verdict(n, found.gained[-1], path=path, num_unmoved=still)
+
+
+def _item(ask: Ask, found: Reviewed, source: int) -> ReviewItem:
+    """What was reviewed; nodes of trees were drafted by level `source`."""
+    if not found.parents:
+        end = ask.length + len(found.tokens)
+        return ReviewItem(ask.row, ask.frontier, end, ask.sampler)
+    shares = shares_of(found.parents, found.path_probs)
+    tree = TokenTree(found.tokens, found.parents, shares, [source] * len(shares))
+    return ReviewItem(ask.row, ask.frontier, ask.length, ask.sampler, tree=tree)
 
 
 def _frontier(asked: Speculated) -> int:

@@ -59,12 +59,17 @@ class TokenTree:
         """Tokens on the longest path."""
         return max(self.depths, default=-1) + 1
 
-    def ranks(self, path: Sequence[int]) -> list[int]:
-        """For nodes of a path from the root: how many of the tree's nodes have likelier paths, so
-        that a smaller tree has a node if its rank is below that tree's size."""
+    def chances(self) -> list[float]:
+        """The probability of each node with those above it."""
         chances: list[float] = []
         for prob, parent in zip(self.probs, self.parents, strict=True):
             chances.append(prob if parent == ROOT else prob * chances[parent])
+        return chances
+
+    def ranks(self, path: Sequence[int]) -> list[int]:
+        """For nodes of a path from the root: how many of the tree's nodes have likelier paths, so
+        that a smaller tree has a node if its rank is below that tree's size."""
+        chances = self.chances()
         return [sum(chance > chances[node] for chance in chances) for node in path]
 
 
@@ -124,10 +129,7 @@ class TokenTrie:
         source: int,
     ) -> None:
         """A tree in flat form, its root at node `parent`; `probs` are of whole paths."""
-        shares = [
-            prob if above == ROOT else prob / probs[above] if probs[above] > 0.0 else 0.0
-            for above, prob in zip(parents, probs, strict=True)
-        ]
+        shares = shares_of(parents, probs)
         if not self._tokens and parent == ROOT:
             self._tokens, self._parents, self._probs = list(tokens), list(parents), shares
             self._sources = [source] * len(shares)
@@ -204,6 +206,14 @@ class TokenTrie:
                 last = node
         first = set(order)
         return order + [node for node in picked if node not in first]
+
+
+def shares_of(parents: Sequence[int], probs: Sequence[float]) -> list[float]:
+    """Each node's probability behind its parent, from those of whole paths."""
+    return [
+        prob if above == ROOT else prob / probs[above] if probs[above] > 0.0 else 0.0
+        for above, prob in zip(parents, probs, strict=True)
+    ]
 
 
 def unmoved(path: Sequence[int]) -> int:

@@ -47,13 +47,15 @@ class Report(NamedTuple):
     tokens drafted."""
     kept_probs: torch.Tensor
     """float32 `[rows, nodes + 1]`: of accepted tokens, then of the own one."""
+    path_probs: torch.Tensor
+    """float32 `[rows, nodes]`: of a tree's nodes, each with those above it."""
 
     @classmethod
     def of(cls, memory: torch.Tensor, rows: int) -> Report:
-        sizes = (5 * rows, 3 * MAX_NODES * rows, (MAX_NODES + 1) * rows)
-        numbers, lists, probs = memory.split(sizes)
-        kept_probs = probs.view(torch.float32).view(rows, MAX_NODES + 1)
-        return cls(numbers.view(5, rows), lists.view(3, rows, MAX_NODES), kept_probs)
+        sizes = (5 * rows, 3 * MAX_NODES * rows, (MAX_NODES + 1) * rows, MAX_NODES * rows)
+        numbers, lists, *probs = memory.split(sizes)
+        kept, paths = (part.view(torch.float32).view(rows, -1) for part in probs)
+        return cls(numbers.view(5, rows), lists.view(3, rows, MAX_NODES), kept, paths)
 
 
 class Asked(NamedTuple):
@@ -88,7 +90,7 @@ class Memory:
         run: Launcher,
         shape: Shape,
         asked: int = ASKED,
-        report: int = 5 + 3 * MAX_NODES + MAX_NODES + 1,
+        report: int = 5 + 3 * MAX_NODES + MAX_NODES + 1 + MAX_NODES,
     ) -> None:
         rows, device = shape.rows, run.device
         self.asked_host = run.staging(asked, rows, dtype=torch.int32)
@@ -99,7 +101,6 @@ class Memory:
         self.words = torch.zeros(rows, shape.width, dtype=torch.int64, device=device)
         self.matches = torch.zeros(rows, 2, dtype=torch.int64, device=device)
         self.best = torch.zeros(rows * shape.logits, dtype=torch.int64, device=device)
-        self.path_probs = torch.zeros(rows, MAX_NODES, device=device)
         self.choice_probs = torch.zeros(rows * shape.logits, 2, device=device)
         self.samplers: dict[str, torch.Tensor] = {}
         self.sampled: list[Any] = []
@@ -250,7 +251,7 @@ class CudaAction:
             predictions=asked.addresses if kind.predicts else None,
             prediction_lengths=asked.predicted if kind.predicts else None,
             parents=report.lists[1],
-            probs=memory.path_probs,
+            probs=report.path_probs,
             drafted=report.numbers[4],
         )
 

@@ -46,13 +46,14 @@ class Ask:
 class Reviewed(NamedTuple):
     """The drafts (parents: of a tree), the tokens from the frontier on that were accepted with the
     level's own behind them, their probabilities where they are asked for and, of a tree, the nodes
-    accepted."""
+    accepted and what the statistics give each drafted path."""
 
     tokens: list[int]
     parents: list[int]
     gained: list[int]
     path: list[int]
     probs: list[float]
+    path_probs: list[float]
 
 
 class Drafted(NamedTuple):
@@ -162,5 +163,6 @@ class CudaSpeculation(DeviceActions):
             gained = [*(reviewed[node] for node in path), own[i]]
             self._program.on_device.wrote(ask.row, ask.frontier, gained)
             sure = report.kept_probs[i, : n + 1].tolist() if probs else []
-            found.append(Reviewed(tokens[i][:k], above, gained, list(path), sure))
+            likely = report.path_probs[i, :k].tolist() if trees else []
+            found.append(Reviewed(tokens[i][:k], above, gained, list(path), sure, likely))
         return found

@@ -3,6 +3,7 @@ decoding, the drafts of the host's drafters, one wait and one graph."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from cascade_engine.levels import (
 )
 from cascade_engine.ops import Ask, CudaBackend, CudaSpeculation, Sampler
 from cascade_engine.ops.launch import Launcher
+from cascade_engine.trace import load
 from tests.cuda.support import BF16, RecordingLauncher
 from tests.cuda.test_backend import SHAPE, make_level, random_row
+from tests.engine.test_tracing import check_statistics, replayed
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
 from tests.ops.test_drafter import small_table
@@ -111,6 +114,55 @@ def test_an_engine_keeps_its_tokens(
         ]
 
 
+@pytest.mark.parametrize(
+    ("policy", "drafts"),
+    [
+        (FixedCascade([[5]]), []),
+        (FixedCascade([[5]], tree=12), []),
+        (FixedCascade([[4, 2], [0, 3]]), ["self:1"]),
+    ],
+    ids=["chain", "tree", "vertical"],
+)
+def test_a_trace_tells_what_the_device_does(
+    graphs: Launcher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    counted: list[tuple[int, bool, int]],
+    policy: FixedCascade,
+    drafts: list[str],
+) -> None:
+    """And changes nothing of it: drafts and reviews of which each meets what those before it left,
+    with the host's probabilities."""
+    random_llama(tmp_path, 3, **{**MODEL, "num_hidden_layers": 2})
+    prompts = [[t % 40 for t in random_row(n)] for n in (9, 21)]
+    sampling = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.7, seed=4)
+    actions, histories = [], []
+    for way in ("untraced", "traced", "host"):
+        engine = make_engine(tmp_path, graphs, monkeypatch, policy=policy, drafts=drafts)
+        if way == "host":
+            engine._cycle._speculating = None
+        counted.clear()
+        path = tmp_path / f"{way}.jsonl"
+        with contextlib.nullcontext() if way == "untraced" else engine.trace(path):
+            found = [g.token_ids for g in engine.generate(prompts, sampling)]
+        actions.append(list(counted))
+        if way == "untraced":
+            continue
+        histories.append(load(path))
+        check_statistics(histories[-1], engine)
+        assert [replayed(row) for row in histories[-1].rows] == found
+    assert actions[0] == actions[1] != actions[2] == []
+    told = [
+        (a.level, a.at, [] if policy.tree[0] else [*a.tokens, *a.probs], a.token, a.prob)
+        for history in histories
+        for row in history.rows
+        for this in row.rounds
+        for a in this.actions
+        if a.kind == "review"  # near a row's end trees are cut in other ways
+    ]
+    assert told[: len(told) // 2] == told[len(told) // 2 :]
+
+
 @pytest.mark.parametrize("trees", [False, True])
 def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
     """Of rows that grow, with a table, what was learnt, and a prediction that one of them has."""
@@ -139,13 +191,14 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
             statistical.begin(slot, level.rows.read(slot, 0, lengths[slot]), 0)
         if trees:
             hosts = [
-                (t.tokens.tolist(), t.parents.tolist())
+                (t.tokens.tolist(), t.parents.tolist(), t.probs.tolist())
                 for t in statistical.propose_trees(proposals, depth=4)
             ]
         else:
             counts = statistical.propose(proposals)
             hosts = [
-                (level.rows.read(s, lengths[s], lengths[s] + n), []) for s, n in enumerate(counts)
+                (level.rows.read(s, lengths[s], lengths[s] + n), [], [])
+                for s, n in enumerate(counts)
             ]
         asked = [Speculated(p, 4, s) for p, s in zip(proposals, samplers, strict=True)]
         assert speculation.fits(asked)
@@ -153,15 +206,17 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
 
         def run(asks: Any, trees: bool, *_: Any, hosts: Any = hosts, action: Any = action) -> Any:
             found = action(asks, trees)
-            assert [(r.tokens, r.parents if trees else []) for r in found] == hosts
+            assert [(r.tokens, r.parents, r.path_probs) for r in found] == hosts
             return found
 
         speculation._action.run = run  # type: ignore[method-assign]
-        for slot, (_, verdict) in enumerate(speculation.review(asked, trees, 1)):
+        for slot, (item, verdict) in enumerate(speculation.review(asked, trees, 1)):
+            chances = [] if item.tree is None else item.tree.chances()
+            assert chances == pytest.approx(hosts[slot][2])
             lengths[slot] += verdict.num_accepted + 1
             level.truncate(slot, lengths[slot] - 1)
         speculation._action.run = action  # type: ignore[method-assign]
-        drafted += sum(len(tokens) for tokens, _ in hosts)
+        drafted += sum(len(tokens) for tokens, _, _ in hosts)
     assert drafted > 40
     plain = make_level(graphs, weights)
     for slot, prompt in enumerate(prompts):
