@@ -13,27 +13,37 @@ namespace {
 constexpr int64_t kPiecesPerWorker = 8;
 
 // The pages of a chunk in the order of reading: keys, then values, then what comes next. While a
-// page is used, the one kTileVectors further on is fetched to the first cache.
+// page is used, the one kPagesAhead further on is fetched to the first cache.
 template <typename T>
 struct Pages {
   int64_t count;  // of keys, and of values
-  const T* list[2 * kChunkPages + kTileVectors];
+  const T* list[2 * kChunkPages + kPagesAhead];
 };
+// Calls visit<Q>(first) for queries begin..end-1 in tiles of Q, large ones first.
+template <int Q = kTileQueries, typename Visit>
+static inline void each_tile(int64_t begin, int64_t end, const Visit& visit) {
+  for (; begin + Q <= end; begin += Q) visit.template operator()<Q>(begin);
+  if constexpr (Q > 1) each_tile<fewer_queries(Q)>(begin, end, visit);
+}
+
 // Which chunk of a sequence, where its partials go, and whether the next chunk follows.
 struct Step {
   int64_t chunk, slot;
   bool more;
 };
 
-// Softmax numerators of a query from its scores of lanes 0..count-1 of a chunk.
-template <typename T>
-static inline void finish_scores(const Work& work, int64_t query, const Step& step, float* scores,
-                                 int64_t count) {
+// Softmax numerators of Q queries from their scores of lanes 0..counts[q]-1 of a chunk.
+template <int Q, typename T>
+static inline void finish_scores(const Work& work, const int64_t* index, const Step& step,
+                                 Scores* scores, const int64_t* counts, float* const* partials) {
   const RelativeBias& bias = work.plan.args.bias;
   if (bias.table != nullptr)
-    add_bias(scores, count, bias.table + work.head(query) * bias.width(), bias.reach,
-             work.origin(step.chunk) - work.position(query));
-  exponentiate<T>(scores, work.skipped(step.chunk), count, work.partial(query, step.slot));
+    for (int q = 0; q < Q; ++q)
+      add_bias(scores[q], counts[q], bias.table + work.head(index[q]) * bias.width(), bias.reach,
+               work.origin(step.chunk) - work.position(index[q]));
+  constexpr int kTurns = Q < 4 ? Q : 4;
+  for (int q = 0; q < Q; q += kTurns)
+    exponentiate<kTurns, T>(scores + q, work.skipped(step.chunk), counts + q, partials + q);
 }
 
 template <typename T>
@@ -49,7 +59,7 @@ static inline Pages<T> list_pages(const Work& work, const Step& step, int64_t co
   }
   const int64_t known =
       ceil_div(work.plan.args.over_source ? work.segment.source : work.segment.base(), kPageTokens);
-  for (int64_t p = 0; p < kTileVectors; ++p) {
+  for (int64_t p = 0; p < kPagesAhead; ++p) {
     const int64_t next = after + p;
     pages.list[2 * count + p] = step.more && next < known ? work.template page<T>(cache.keys, next)
                                                           : pages.list[2 * count - 1];
@@ -66,7 +76,9 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
   const float* queries[Q];
   float* partials[Q];
   int64_t counts[Q];  // positions of the chunk that each query sees: not decreasing
+  int64_t index[Q];
   for (int q = 0; q < Q; ++q) {
+    index[q] = first + q;
     queries[q] = work.query(first + q);
     partials[q] = work.partial(first + q, step.slot);
     counts[q] =
@@ -75,7 +87,7 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
   const auto pages = list_pages<T>(work, step, ceil_div(counts[Q - 1], kPageTokens));
   alignas(64) Scores scores[Q];
   score_all_pages<Q, kFetch>(queries, pages.list, pages.count, head_dim, args.scale, scores);
-  for (int q = 0; q < Q; ++q) finish_scores<T>(work, first + q, step, scores[q], counts[q]);
+  finish_scores<Q, T>(work, index, step, scores, counts, partials);
   const T* const* values = pages.list + pages.count;
   const int64_t skipped = work.skipped(step.chunk);
   // What all see; a pair that one of them sees half of is no part of it.
@@ -86,14 +98,6 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
     if (counts[q] > shared)
       add_all_values<1, false>(values, head_dim, false, shared, counts[q], scores + q,
                                partials + q);
-}
-
-template <int Q, typename T>
-static void chunk_partials(const Work& work, int64_t first, const Step& step, bool fetch) {
-  if (fetch)
-    chunk_partials<Q, true, T>(work, first, step);
-  else
-    chunk_partials<Q, false, T>(work, first, step);
 }
 
 // Scores of nodes against the slots of the tree, moved to the positions of their ancestors: a score
@@ -158,8 +162,9 @@ static void tree_partials(const Work& work, const int64_t* index, const Step& st
           pages.list[pages.count + whole / kPageTokens] + whole % kPageTokens * head_dim;
   }
   if (shared < lanes) score_paths<Q, T>(work, index, queries, step, scores, paths);
-  for (int q = 0; q < Q; ++q)
-    finish_scores<T>(work, index[q], step, scores[q], whole + paths[q].count);
+  int64_t counts[Q];
+  for (int q = 0; q < Q; ++q) counts[q] = whole + paths[q].count;
+  finish_scores<Q, T>(work, index, step, scores, counts, partials);
   add_all_values<Q, true>(pages.list + pages.count, head_dim, true, work.skipped(step.chunk), whole,
                           scores, partials);
   for (int q = 0; q < Q; ++q) add_path_values(paths[q], head_dim, scores[q], whole, partials[q]);
@@ -168,16 +173,12 @@ static void tree_partials(const Work& work, const int64_t* index, const Step& st
 // Partials of queries begin..end-1, the root of a tree and its nodes, over one chunk.
 template <typename T>
 static void chunk_of_tree(const Work& work, int64_t begin, int64_t end, const Step& step) {
-  int64_t index[kTileQueries];
-  int held = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    if (work.position(i) >= step.chunk * kAttentionChunk) index[held++] = i;
-    if (held == kTileQueries) {
-      tree_partials<kTileQueries, T>(work, index, step);
-      held = 0;
-    }
-  }
-  for (int i = 0; i < held; ++i) tree_partials<1, T>(work, index + i, step);
+  int64_t index[kGroupQueries];
+  int64_t count = 0;
+  for (int64_t i = begin; i < end; ++i)
+    if (work.position(i) >= step.chunk * kAttentionChunk) index[count++] = i;
+  each_tile(0, count,
+            [&]<int Q>(int64_t first) { tree_partials<Q, T>(work, index + first, step); });
 }
 
 // Partials of queries begin..end-1 over one chunk, for those that reach it.
@@ -193,16 +194,12 @@ static void chunk_of_queries(const Work& work, int64_t begin, int64_t end, const
   }
   if (!over_source)
     begin = larger(begin, (step.chunk * kAttentionChunk - s.start) * work.plan.group);
-  bool fetch = true;
-  for (int64_t taken; begin < end; begin += taken, fetch = false) {
-    taken = end - begin >= kTileQueries ? kTileQueries : end - begin >= 2 ? 2 : 1;
-    if (taken == 1)
-      chunk_partials<1, T>(work, begin, step, fetch);
-    else if (taken == kTileQueries)
-      chunk_partials<kTileQueries, T>(work, begin, step, fetch);
+  each_tile(begin, end, [&]<int Q>(int64_t first) {
+    if (first == begin)
+      chunk_partials<Q, true, T>(work, first, step);
     else
-      chunk_partials<2, T>(work, begin, step, fetch);
-  }
+      chunk_partials<Q, false, T>(work, first, step);
+  });
 }
 
 static void write_out(const Work& work, int64_t query, const float* partial) {
@@ -276,15 +273,15 @@ static void each_of_segments(const Plan& plan, int64_t begin, int64_t end, const
 
 }  // namespace
 
-int64_t attention_scratch_bytes(const AttentionArgs& args) {
-  const Plan plan = make_plan(args);
+int64_t attention_scratch_bytes(const AttentionArgs& args, int workers) {
+  const Plan plan = make_plan(args, workers);
   int64_t partials = 0;
   for (int i = 0; i < args.segment_count; ++i) partials += segment_partials(plan, args.segments[i]);
   return partials * plan.stride * static_cast<int64_t>(sizeof(float));
 }
 
 void attention(const AttentionArgs& args, ThreadPool& pool) {
-  const Plan plan = make_plan(args);
+  const Plan plan = make_plan(args, pool.size());
   const auto items = [&](const Segment& s) { return segment_items(plan, s); };
   int64_t item_count = 0, query_count = 0;
   for (int i = 0; i < args.segment_count; ++i) {

@@ -11,15 +11,26 @@ constexpr int kChunkPages = kAttentionChunk / kPageTokens;
 constexpr int kTreePages = (kMaxTreeNodes + kPageTokens - 2) / kPageTokens + 1;  // at most, touched
 
 #if defined(__AVX512F__)
-constexpr int kTileQueries = 4;  // queries that share a load
-constexpr int kTileVectors = 4;  // pages of keys, or vectors of values, in registers at a time
+constexpr int kTileQueries = 12;  // queries that share a load, at most
+constexpr int kTileVectors = 4;   // pages of keys, or vectors of values, in registers at a time
+constexpr int kPagesAhead = 4;    // from the page that is used to the one that is fetched
 #elif defined(__AVX2__)
 constexpr int kTileQueries = 2;
 constexpr int kTileVectors = 2;
+constexpr int kPagesAhead = 2;
 #else
 constexpr int kTileQueries = 1;
 constexpr int kTileVectors = 1;
+constexpr int kPagesAhead = 1;
 #endif
+// The next smaller tile of queries.
+constexpr int fewer_queries(int queries) {
+  return queries > 8 ? 8 : queries / 2;
+}
+// Many queries leave registers for two vectors.
+constexpr int tile_vectors(int queries) {
+  return queries > 4 ? 2 : kTileVectors;
+}
 
 static inline f32x16 load_any(const float* p) {
   return load(p);

@@ -78,7 +78,7 @@ static inline void score_pairs(const bf16 (*queries)[kPairDims], const bf16* con
     __m512i keys[P];
     for (int p = 0; p < P; ++p) {
       const int64_t at = int64_t{first + d} * kPageTokens;
-      if constexpr (kFetch) __builtin_prefetch(pages[p + kTileVectors] + at, 0, 3);
+      if constexpr (kFetch) __builtin_prefetch(pages[p + kPagesAhead] + at, 0, 3);
       keys[p] = _mm512_permutexvar_epi16(order, _mm512_loadu_si512(pages[p] + at));
     }
     for (int q = 0; q < Q; ++q) {
@@ -111,9 +111,10 @@ static inline void score_all_in_pairs(const float* const* queries, const bf16* c
         store_bf16_part(rounded[q] + d,
                         load_part(queries[q] + first + d, dims - d < 16 ? dims - d : 16), 16);
     int64_t p = 0;
-    for (; p + kTileVectors <= count; p += kTileVectors)
-      score_pairs<Q, kTileVectors, kFetch>(rounded, pages + p, first, dims, last, scale, scores,
-                                           p * kPageTokens);
+    constexpr int P = tile_vectors(Q);
+    for (; p + P <= count; p += P)
+      score_pairs<Q, P, kFetch>(rounded, pages + p, first, dims, last, scale, scores,
+                                p * kPageTokens);
     for (; p < count; ++p)
       score_pairs<Q, 1, kFetch>(rounded, pages + p, first, dims, last, scale, scores,
                                 p * kPageTokens);
@@ -148,7 +149,7 @@ static inline void add_value_pairs(const bf16* const* pages, int head_dim, int d
     const int64_t offset = i % kPageTokens * head_dim + d;
     const bf16* even = pages[i / kPageTokens] + offset;
     if constexpr (kFetch) {
-      const bf16* ahead = pages[i / kPageTokens + kTileVectors] + offset;
+      const bf16* ahead = pages[i / kPageTokens + kPagesAhead] + offset;
       for (int v = 0; v < V; v += kLineVectors<bf16>) {
         __builtin_prefetch(ahead + 16 * v, 0, 3);
         __builtin_prefetch(ahead + head_dim + 16 * v, 0, 3);

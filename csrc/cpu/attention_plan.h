@@ -10,8 +10,11 @@ namespace {
 constexpr int kGroupQueries = 64;  // queries of a sequence and key/value head in one work item
 // With at least so many (sequence, head, group) items the chunks of one are not spread.
 constexpr int kEnoughGroups = 32;
+// Nor with so many a worker, where they hold enough queries that what comes after the last chunk
+// (another fork, partials from where other workers left them) costs more than an uneven end.
+constexpr int kGroupsPerWorker = 4, kQueriesPerGroup = 4;
 
-// What a call does, in numbers that depend on its shape alone.
+// What a call does, in numbers that depend on its shape and the number of workers.
 struct Plan {
   const AttentionArgs& args;
   int group;       // query heads per key/value head
@@ -45,12 +48,16 @@ static int64_t segment_partials(const Plan& plan, const Segment& s) {
   return int64_t{s.count} * plan.args.heads * partial_slots(plan, s);
 }
 
-static Plan make_plan(const AttentionArgs& args) {
+static Plan make_plan(const AttentionArgs& args, int workers) {
   const int group = args.heads / args.cache.kv_heads;
-  int64_t groups = 0;
-  for (int i = 0; i < args.segment_count; ++i)
+  int64_t groups = 0, queries = 0;
+  for (int i = 0; i < args.segment_count; ++i) {
     groups += args.cache.kv_heads * segment_groups(args.segments[i], group);
-  return {args, group, groups < kEnoughGroups, partial_floats(args.cache.head_dim),
+    queries += int64_t{args.segments[i].count} * args.heads;
+  }
+  const bool even =
+      groups >= int64_t{kGroupsPerWorker} * workers && queries >= kQueriesPerGroup * groups;
+  return {args, group, groups < kEnoughGroups && !even, partial_floats(args.cache.head_dim),
           static_cast<float*>(args.scratch)};
 }
 

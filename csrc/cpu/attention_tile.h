@@ -23,7 +23,7 @@ static inline void score_pages(const float* const* queries, const T* const* page
   for (int64_t d = 0; d < head_dim; ++d) {
     if constexpr (kFetch)
       for (int64_t p = d % kLineVectors<T>; p < P; p += kLineVectors<T>)
-        __builtin_prefetch(pages[p + kTileVectors] + d * kPageTokens, 0, 3);
+        __builtin_prefetch(pages[p + kPagesAhead] + d * kPageTokens, 0, 3);
     f32x16 keys[P];
     for (int p = 0; p < P; ++p) keys[p] = load_any(pages[p] + d * kPageTokens);
     for (int q = 0; q < Q; ++q) {
@@ -42,10 +42,10 @@ static inline void score_all_pages(const float* const* queries, const T* const* 
                                    int64_t count, int head_dim, float scale, Scores* scores) {
   if constexpr (kInPairs<T>)
     return score_all_in_pairs<Q, kFetch>(queries, pages, count, head_dim, scale, scores);
+  constexpr int P = tile_vectors(Q);
   int64_t p = 0;
-  for (; p + kTileVectors <= count; p += kTileVectors)
-    score_pages<Q, kTileVectors, kFetch>(queries, pages + p, head_dim, scale, scores,
-                                         p * kPageTokens);
+  for (; p + P <= count; p += P)
+    score_pages<Q, P, kFetch>(queries, pages + p, head_dim, scale, scores, p * kPageTokens);
   for (; p < count; ++p)
     score_pages<Q, 1, kFetch>(queries, pages + p, head_dim, scale, scores, p * kPageTokens);
 }
@@ -59,36 +59,48 @@ static inline void add_bias(float* scores, int64_t count, const float* head, int
   }
 }
 
-// Turns scores skipped..count-1, skipped < 16, into softmax numerators; those before them and the
-// rest of the last page, which may hold anything, become zeros. Where pairs are multiplied they are
-// bf16, from the beginning of `scores` on.
-template <typename T>
-static inline void exponentiate(float* scores, int64_t skipped, int64_t count, float* partial) {
+// Turns scores skipped..counts[r]-1 of R queries, skipped < 16, into softmax numerators; those
+// before them and the rest of the last page that any of them sees, which may hold anything, become
+// zeros. Where pairs are multiplied they are bf16, from the beginning of `scores` on. Queries take
+// turns because one alone waits for its own latencies.
+template <int R, typename T>
+static inline void exponentiate(Scores* scores, int64_t skipped, const int64_t* counts,
+                                float* const* partials) {
   const f32x16 nothing = set1(-__builtin_inff());
-  f32x16 highest = nothing;
-  if (skipped > 0) store(scores, select(first(static_cast<int>(skipped)), nothing, load(scores)));
-  const int64_t whole = count / 16 * 16;
-  for (int64_t i = 0; i < whole; i += 16) highest = max(highest, load(scores + i));
-  if (whole < count) {
-    const mask16 seen = first(static_cast<int>(count - whole));
-    const f32x16 score = select(seen, load(scores + whole), nothing);
-    store(scores + whole, score);
-    highest = max(highest, score);
-  }
-  const float maximum = reduce_max(highest);
-  f32x16 sum = zero();
-  for (int64_t i = 0; i < count; i += 16) {
-    const f32x16 difference = load(scores + i) - set1(maximum);
-    if constexpr (kInPairs<T>) {
-      sum = sum + round_weights(scores, i, difference);
-    } else {
-      const f32x16 weight = exp(difference);
-      store(scores + i, weight);
-      sum = sum + weight;
+  int64_t end = 0;
+  for (int r = 0; r < R; ++r) end = larger(end, counts[r]);
+  f32x16 highest[R], sum[R];
+  for (int r = 0; r < R; ++r) {
+    float* own = scores[r];
+    if (skipped > 0) store(own, select(first(static_cast<int>(skipped)), nothing, load(own)));
+    int64_t i = counts[r] / 16 * 16;
+    if (i < counts[r]) {
+      const mask16 seen = first(static_cast<int>(counts[r] - i));
+      store(own + i, select(seen, load(own + i), nothing));
+      i += 16;
     }
+    for (; i < end; i += 16) store(own + i, nothing);
+    highest[r] = nothing;
   }
-  partial[0] = maximum;
-  partial[1] = reduce_add(sum);
+  for (int64_t i = 0; i < end; i += 16)
+    for (int r = 0; r < R; ++r) highest[r] = max(highest[r], load(scores[r] + i));
+  for (int r = 0; r < R; ++r) {
+    partials[r][0] = reduce_max(highest[r]);
+    highest[r] = set1(partials[r][0]);
+    sum[r] = zero();
+  }
+  for (int64_t i = 0; i < end; i += 16)
+    for (int r = 0; r < R; ++r) {
+      const f32x16 difference = load(scores[r] + i) - highest[r];
+      if constexpr (kInPairs<T>) {
+        sum[r] = sum[r] + round_weights(scores[r], i, difference);
+      } else {
+        const f32x16 weight = exp(difference);
+        store(scores[r] + i, weight);
+        sum[r] = sum[r] + weight;
+      }
+    }
+  for (int r = 0; r < R; ++r) partials[r][1] = reduce_add(sum[r]);
 }
 
 // Adds weights x values of positions begin..end-1 of a chunk to Q outputs (which are `fresh`: still
@@ -107,7 +119,7 @@ static inline void add_values(const T* const* pages, int head_dim, int d, int la
   for (int64_t i = begin; i < end;) {
     const int64_t page = i / kPageTokens, stop = smaller(end, (page + 1) * kPageTokens);
     const T* row = pages[page] + i % kPageTokens * head_dim + d;
-    const T* ahead = pages[page + kTileVectors] + i % kPageTokens * head_dim + d;
+    const T* ahead = pages[page + kPagesAhead] + i % kPageTokens * head_dim + d;
     for (; i < stop; ++i, row += head_dim, ahead += head_dim) {
       if constexpr (kFetch)
         for (int v = 0; v < V; v += kLineVectors<T>) __builtin_prefetch(ahead + 16 * v, 0, 3);
@@ -128,11 +140,11 @@ static inline void add_values(const T* const* pages, int head_dim, int d, int la
 template <int Q, bool kFetch, typename T>
 static inline void add_all_values(const T* const* pages, int head_dim, bool fresh, int64_t begin,
                                   int64_t end, const Scores* weights, float* const* partials) {
+  constexpr int V = tile_vectors(Q);
   int d = 0;
-  for (; d + 16 * kTileVectors <= head_dim; d += 16 * kTileVectors)
-    add_values<Q, kTileVectors, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights,
-                                        partials);
-  if constexpr (kTileVectors > 2)
+  for (; d + 16 * V <= head_dim; d += 16 * V)
+    add_values<Q, V, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights, partials);
+  if constexpr (V > 2)
     for (; d + 32 <= head_dim; d += 32)
       add_values<Q, 2, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights, partials);
   for (; d < head_dim; d += 16)

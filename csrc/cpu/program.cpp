@@ -161,7 +161,7 @@ void Program::attention(int out, int queries, int heads, float scale, const Cach
                        .out = buffers_[static_cast<size_t>(out)].data,
                        .out_dtype = out_dtype,
                        .scratch = nullptr};
-    args.scratch = attention_scratch_.reserve(kernels_.attention_scratch_bytes(args));
+    args.scratch = attention_scratch_.reserve(kernels_.attention_scratch_bytes(args, pool_.size()));
     kernels_.attention(args, pool_);
   });
 }

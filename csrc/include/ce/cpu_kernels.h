@@ -9,7 +9,7 @@ namespace ce::CE_ISA {
 void rms_norm(const RmsNormArgs& args, ThreadPool& pool);
 void linear(const LinearArgs& args, ThreadPool& pool);
 void rope_store(const RopeStoreArgs& args, ThreadPool& pool);
-int64_t attention_scratch_bytes(const AttentionArgs& args);
+int64_t attention_scratch_bytes(const AttentionArgs& args, int workers);
 void attention(const AttentionArgs& args, ThreadPool& pool);
 void swiglu(const SwigluArgs& args, ThreadPool& pool);
 void geglu(const GegluArgs& args, ThreadPool& pool);

@@ -86,7 +86,7 @@ struct AttentionArgs {
   CacheLayer cache;
   void* out;  // [rows, heads * head_dim] of out_dtype
   DType out_dtype;
-  void* scratch;  // attention_scratch_bytes(...), 64-byte aligned
+  void* scratch;  // attention_scratch_bytes(..., workers), 64-byte aligned
 };
 
 // out[r, c] = silu(gate_up[r, c]) * gate_up[r, cols + c]
@@ -137,7 +137,7 @@ struct Kernels {
   void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
   void (*linear)(const LinearArgs&, ThreadPool&);
   void (*rope_store)(const RopeStoreArgs&, ThreadPool&);
-  int64_t (*attention_scratch_bytes)(const AttentionArgs&);
+  int64_t (*attention_scratch_bytes)(const AttentionArgs&, int workers);
   void (*attention)(const AttentionArgs&, ThreadPool&);
   void (*swiglu)(const SwigluArgs&, ThreadPool&);
   void (*geglu)(const GegluArgs&, ThreadPool&);
