@@ -12,11 +12,9 @@
 namespace ce::CE_ISA {
 namespace {
 
-constexpr int kGroupRows = 112;       // rows whose sums wait on the stack between slabs
-constexpr int64_t kPackSlab = 256;    // steps of x packed in one go
-constexpr int kPrefetchBytes = 9216;  // how far ahead the only tile of a block reads
-// Of the blocks: few restarts, and a late worker costs little.
-constexpr int64_t kPiecesPerWorker = 3;
+constexpr int kGroupRows = 112;          // rows whose sums wait on the stack between slabs
+constexpr int64_t kPackSlab = 256;       // steps of x packed in one go
+constexpr int64_t kPiecesPerWorker = 3;  // of the blocks
 // Weights up to this size may well come from a cache; beyond, memory sets the pace, and one stream
 // a worker is read best.
 constexpr int64_t kCachedBytes = 1 << 20;
@@ -155,24 +153,39 @@ static void finish(const LinearArgs& args, int64_t block, int64_t row, int64_t r
   }
 }
 
-// All rows of one block. Where several tiles share a slab of i8 or of coded weights, the first
-// widens it for the others.
-static void run_block(const Call& call, int64_t block) {
+static const char* block_weights(const Call& call, int64_t block) {
+  const PackedMatrix& w = call.args.w;
+  const int64_t steps = w.dtype == DType::coded ? 2 * coded_units(w.k) : call.steps;
+  return static_cast<const char*>(w.data) + block * steps * step_bytes(mode_of(w.dtype));
+}
+
+// What tile `t` of a slab fetches, so that together they fetch the slab to come.
+static const char* fetched_by(const Call& call, int64_t t, const char* slab, int64_t steps,
+                              const char* upcoming) {
+  switch (mode_of(call.args.w.dtype)) {
+    case Mode::coded:  // a line a unit, then a line a step
+      return t == 0 ? upcoming : t == 1 ? upcoming + kLinearSlab / 2 * 64 : slab;
+    case Mode::bytes:
+      return t == 0 ? upcoming : slab;
+    default:  // a line a step, in each pass over the slab
+      return t < (call.tiling.rows(0) <= kWholeRows ? 2 : 1) ? upcoming + t * steps * 64 : slab;
+  }
+}
+
+// All rows of one block; `following` is done after it. Where several tiles share a slab of i8 or of
+// coded weights, the first widens it for the others.
+static void run_block(const Call& call, int64_t block, int64_t following) {
   const PackedMatrix& matrix = call.args.w;
   const Mode stored = mode_of(matrix.dtype);
   const Tiling& tiling = call.tiling;
-  const bool widen = (stored == Mode::bytes || stored == Mode::coded) && tiling.count > 1;
+  const bool coded = stored == Mode::coded;
+  const bool widen = (stored == Mode::bytes || coded) && tiling.count > 1;
   const Mode first_mode = stored == Mode::bytes && widen ? Mode::widening : stored;
   const int64_t step_size = step_bytes(stored);
-  const int64_t steps_kept = stored == Mode::coded ? 2 * coded_units(matrix.k) : call.steps;
-  const char* w = static_cast<const char*>(matrix.data) + block * steps_kept * step_size;
-  const bool coded = stored == Mode::coded;
+  const char* w = block_weights(call, block);
   const uint8_t* table = coded ? matrix.coded.tables + 16 * block : nullptr;
   alignas(64) float sums[kGroupRows * kBlockColumns];
   alignas(64) char wide[kLinearSlab * step_bytes(Mode::pairs)];
-  const bool alone = call.args.rows <= kWholeRows;
-  // Tiles that fetch the next slab, each a line a step in every pass over the slab.
-  const int64_t fetchers = tiling.rows(0) <= kWholeRows ? 2 : 1;
   constexpr int64_t kGroupTiles = kGroupRows / kTileRows;
   for (int64_t begin = 0; begin < tiling.count; begin += kGroupTiles) {
     const int64_t end = begin + kGroupTiles < tiling.count ? begin + kGroupTiles : tiling.count;
@@ -185,23 +198,24 @@ static void run_block(const Call& call, int64_t block) {
       __builtin_prefetch(y + 16, 1, 2);
     }
     for (int64_t step = 0; step < call.steps; step += kLinearSlab) {
-      const int64_t steps = call.steps - step < kLinearSlab ? call.steps - step : kLinearSlab;
+      const int64_t left = call.steps - step, steps = left < kLinearSlab ? left : kLinearSlab;
       const char* slab = w + step * step_size;
+      const char* upcoming =
+          steps < left ? slab + steps * step_size : block_weights(call, following);
       for (int64_t t = begin; t < end; ++t) {
         const int64_t rows = tiling.rows(t), row = tiling.first_row(t);
         const float* x = call.x + (row * call.steps + step * rows) * call.lanes;
         const bool widened = widen && t > begin;
         const Mode mode = widened ? Mode::pairs : first_mode;
         const TileTable& tiles = kTiles[static_cast<int>(mode)];
-        // What is read once is fetched to the first cache, what is read again to the second.
-        const bool own = alone || widens(mode);
-        const char* fetch = own ? slab + kPrefetchBytes
-                            : !widen && t - begin < fetchers
-                                ? slab + steps * (step_size + 64 * (t - begin))
-                                : slab;
-        const TileFunction run = own ? tiles.alone[rows] : tiles.shared[rows];
+        const bool alone = call.args.rows <= kWholeRows || mode == Mode::widening ||
+                           (mode == Mode::coded && tiling.count == 1);
+        const TileFunction run = alone   ? tiles.alone[rows]
+                                 : coded ? tiles.coded[rows]
+                                         : tiles.shared[rows];
         run({widened ? wide : slab, x, steps, sums + (row - first_row) * kBlockColumns, step == 0,
-             fetch, wide, table, static_cast<uint32_t>(step / 2), exceptions});
+             fetched_by(call, t - begin, slab, steps, upcoming), wide, table,
+             static_cast<uint32_t>(step / 2), exceptions});
       }
       if (coded)
         while (unit_of(*exceptions) < (step + steps) / 2) ++exceptions;
@@ -248,7 +262,6 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
   const int64_t bytes = linear_packed_bytes(args.rows, args.w.k);
   const bool alone = bytes <= kLinearCopyBytes;
   if (!as_it_is && !alone) pack_together(call, packed, pool);
-  bool ready[ThreadPool::kMaxThreads] = {};
   const int64_t blocks = (args.w.n + kBlockColumns - 1) / kBlockColumns;
   const int64_t pieces = kPiecesPerWorker * pool.size();
   const int64_t kept = blocks * call.steps * step_bytes(mode_of(args.w.dtype));
@@ -256,16 +269,26 @@ void linear(const LinearArgs& args, ThreadPool& pool) {
   const int few = cached ? together(static_cast<int>(args.rows)) : 1;
   const int64_t unit = few * pool.size() <= blocks ? few : 1;  // blocks that stay together
   const int64_t grain = ((blocks + pieces - 1) / pieces + unit - 1) / unit * unit;
-  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int i) {
+  // A worker takes its next piece before it ends one, so that it fetches what it will read.
+  int64_t taken = 0;
+  const auto take = [&] { return __atomic_fetch_add(&taken, grain, __ATOMIC_RELAXED); };
+  const int64_t shares = (blocks + grain - 1) / grain;
+  pool.parallel_for(shares < pool.size() ? shares : pool.size(), 1, [&](int64_t, int64_t, int i) {
+    int64_t begin = take();
+    if (begin >= blocks) return;
     Call mine = call;
     if (!as_it_is) mine.x = alone ? packed + i * (bytes / 4) : packed;
-    if (!as_it_is && alone && !ready[i]) {
+    if (!as_it_is && alone)
       for (int64_t t = 0; t < call.tiling.count; ++t)
         pack_tile(call, t, 0, call.steps, packed + i * (bytes / 4));
-      ready[i] = true;
+    while (begin < blocks) {
+      const int64_t end = begin + grain < blocks ? begin + grain : blocks;
+      for (; unit > 1 && begin + unit <= end; begin += unit) run_few(mine, begin, few);
+      for (; begin + 1 < end; ++begin) run_block(mine, begin, begin + 1);
+      const int64_t next = take();
+      if (begin < end) run_block(mine, begin, next < blocks ? next : begin);
+      begin = next;
     }
-    for (; unit > 1 && begin + unit <= end; begin += unit) run_few(mine, begin, few);
-    for (; begin < end; ++begin) run_block(mine, begin);
   });
 }
 

@@ -68,9 +68,11 @@ constexpr uint32_t unit_of(uint32_t exception) {
   return (exception >> 8) / kUnitPlaces;
 }
 
-// own: the stream that this tile reads, further on, to the first cache. next: one line a step of
-// the slab to come, to the second cache, because this slab still fills the first.
-enum class Prefetch { own, next };
+// What a tile fetches of the slab to come. own: all of it, to the first cache. next: one line a
+// step, to the second cache, because this slab still fills the first. past: as next (one line a
+// unit where the tile decodes), past the second cache: coded weights are those that no cache keeps
+// until the next pass.
+enum class Prefetch { own, next, past };
 
 // Sixteen columns of a step as floats, the even or the odd element of each pair; of i8 the even
 // ones lie before the odd ones. Bytes become floats exactly, and these pairs of bf16 exactly.
@@ -249,7 +251,10 @@ static inline void add_step(f32x16 (&sum)[R][V], const char* w, const float* x, 
 }
 
 // Walks down a coded slab.
+template <Prefetch kPrefetch>
 struct Decoder {
+  static constexpr int kFetched = kPrefetch == Prefetch::own ? kUnitBytes : 64;  // a unit
+
   const char* coded;
   const char* ahead;
   const uint8_t* table;
@@ -266,12 +271,11 @@ struct Decoder {
         wide(args.wide) {}
 
   void next() {
-    // Past the second cache: coded weights are those that no cache keeps until the next pass.
-    for (int line = 0; line < kUnitBytes; line += 64) __builtin_prefetch(ahead + line, 0, 0);
+    for (int line = 0; line < kFetched; line += 64) __builtin_prefetch(ahead + line, 0, 0);
     decode_unit(coded, table, wide);
     for (; unit_of(*exception) == unit; ++exception)
       wide[wide_byte(*exception >> 8 & (kUnitPlaces - 1)) + 1] = static_cast<char>(*exception);
-    ahead += kUnitBytes;
+    ahead += kFetched;
     coded += kUnitBytes;
     wide += 2 * kPairsBytes;
     ++unit;
@@ -280,10 +284,10 @@ struct Decoder {
 
 // Adds one coded slab for R rows. The pairs go through memory, so that an exception is a byte
 // written there. Where sums leave no registers for it, the slab is decoded beforehand.
-template <int R, int V>
+template <int R, int V, Prefetch kPrefetch>
 static inline void add_coded(f32x16 (&sum)[R][V], const TileArgs& args, int first) {
   constexpr int kStride = R * lanes_per_step(Mode::pairs);
-  Decoder decoder(args);
+  Decoder<kPrefetch> decoder(args);
   if (R > kDecodingRows && first == 0)
     for (int64_t step = 0; step < args.steps; step += 2) decoder.next();
   const char* wide = args.wide + 64 * first;
@@ -311,12 +315,12 @@ static void tile(const TileArgs& args) {
     const char* ahead = args.prefetch + first * args.steps * 64;
     const float* x = args.x;
     char* wide = args.wide + 64 * first;
-    if constexpr (kMode == Mode::coded) add_coded<R, V>(sum, args, first);
+    if constexpr (kMode == Mode::coded) add_coded<R, V, kPrefetch>(sum, args, first);
     for (int64_t step = 0; kMode != Mode::coded && step < args.steps; ++step) {
       if constexpr (kPrefetch == Prefetch::own)
         for (int line = 0; line < V * kStep / 2; line += 64) __builtin_prefetch(ahead + line, 0, 3);
       else
-        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead, 0, kPrefetch == Prefetch::next ? 2 : 0);
       ahead += kPrefetch == Prefetch::own ? kStep : 64;
       add_step<R, V, kMode>(sum, w, x, wide);
       if constexpr (kMode == Mode::widening) wide += 128;
@@ -335,6 +339,7 @@ using TileFunction = void (*)(const TileArgs&);
 struct TileTable {
   TileFunction alone[kTileRows + 1];   // the only tile of its block
   TileFunction shared[kTileRows + 1];  // one of several, or of several slabs' halves
+  TileFunction coded[kTileRows + 1];   // one of several over coded weights, also when decoded
 };
 
 template <Mode kMode, int R>
@@ -342,6 +347,8 @@ static constexpr void fill_table(TileTable& table) {
   if constexpr (R > 0) {
     table.alone[R] = tile<R, kMode, Prefetch::own>;
     table.shared[R] = tile<R, kMode, Prefetch::next>;
+    if constexpr (kMode == Mode::pairs || kMode == Mode::coded)
+      table.coded[R] = tile<R, kMode, Prefetch::past>;
     fill_table<kMode, R - 1>(table);
   }
 }
