@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "ce/check.h"
 
@@ -100,21 +101,31 @@ void Program::linear(int y, int x, const PackedMatrix& w, const float* bias, boo
 
 void Program::rope_angles(const float* inv_freq, int head_dim) {
   CE_CHECK(head_dim > 0 && head_dim % 2 == 0, "head_dim must be even, got ", head_dim);
-  const int half = head_dim / 2;
+  const size_t half = static_cast<size_t>(head_dim / 2);
   rope_dim_ = head_dim;
+  // Cosines and sines of all positions so far, [positions][2][half]: computed once.
+  const auto table = std::make_shared<std::vector<float>>();
   steps_.push_back([=, this] {
-    const size_t count = positions_.size() * static_cast<size_t>(half);
-    if (cos_.size() < count) {
-      cos_.resize(count);
-      sin_.resize(count);
+    if (positions_.empty()) return;
+    const int32_t last = *std::max_element(positions_.begin(), positions_.end());
+    const int64_t known = static_cast<int64_t>(table->size() / (2 * half)), wanted = last + 1;
+    if (wanted > known) table->resize(static_cast<size_t>(wanted) * 2 * half);
+    pool_.parallel_for(wanted - known, 16, [&](int64_t begin, int64_t end, int) {
+      for (int64_t position = known + begin; position < known + end; ++position)
+        for (size_t i = 0; i < half; ++i) {
+          float* row = table->data() + static_cast<size_t>(position) * 2 * half;
+          const float angle = static_cast<float>(position) * inv_freq[i];
+          row[i] = std::cos(angle);
+          row[half + i] = std::sin(angle);
+        }
+    });
+    cos_.resize(std::max(cos_.size(), positions_.size() * half));
+    sin_.resize(cos_.size());
+    for (size_t row = 0; row < positions_.size(); ++row) {
+      const float* angles = table->data() + static_cast<size_t>(positions_[row]) * 2 * half;
+      std::copy_n(angles, half, cos_.data() + row * half);
+      std::copy_n(angles + half, half, sin_.data() + row * half);
     }
-    for (size_t row = 0; row < positions_.size(); ++row)
-      for (int i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(positions_[row]) * inv_freq[i];
-        const size_t at = row * static_cast<size_t>(half) + static_cast<size_t>(i);
-        cos_[at] = std::cos(angle);
-        sin_[at] = std::sin(angle);
-      }
   });
 }
 

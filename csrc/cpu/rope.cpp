@@ -8,7 +8,14 @@ namespace {
 
 // Rotates one head in place; pairs element i with i + half.
 void rotate(float* x, const float* cos, const float* sin, int half) {
-  for (int i = 0; i < half; i += 16) {
+  int i = 0;
+  for (; i + 16 <= half; i += 16) {
+    const f32x16 a = load(x + i), b = load(x + half + i);
+    const f32x16 c = load(cos + i), s = load(sin + i);
+    store(x + i, a * c - b * s);
+    store(x + half + i, b * c + a * s);
+  }
+  for (; i < half; i += 16) {
     const int count = half - i < 16 ? half - i : 16;
     const f32x16 a = load_part(x + i, count), b = load_part(x + half + i, count);
     const f32x16 c = load_part(cos + i, count), s = load_part(sin + i, count);
@@ -23,7 +30,10 @@ void scatter(T* out, DType dtype, const float* x, int64_t dim) {
   alignas(64) T lanes[16];
   for (int64_t d = 0; d < dim; d += 16) {
     const int count = static_cast<int>(dim - d < 16 ? dim - d : 16);
-    store_as(lanes, dtype, 0, load_part(x + d, count), count);
+    if (count == 16)  // whole stores can be read from at once
+      store_as(lanes, dtype, 0, load(x + d), 16);
+    else
+      store_as(lanes, dtype, 0, load_part(x + d, count), count);
     for (int i = 0; i < count; ++i) out[(d + i) * kPageTokens] = lanes[i];
   }
 }
