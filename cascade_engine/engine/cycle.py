@@ -135,10 +135,8 @@ class Cycle:
             level = max(action.level for _, action in actions)
             drafts, reviews = self._sorted(level, actions)
             if level == len(self._neural):
-                rows = self._speculate(policy, actions)
-                if rows is None:
-                    self._draft(policy, drafts)
-                elif rows:
+                rows = self._draft(policy, drafts, actions)
+                if rows:
                     return [self._emit(row) for row in rows]
                 deciding = [row for row in deciding if row.slot != NO_SLOT]
                 continue
@@ -149,13 +147,22 @@ class Cycle:
             deciding, reviews = [row for row in deciding if row.slot != NO_SLOT], []
         return [self._emit(row) for row in self._passes.review(0, 1.0, reviews)]
 
-    def _draft(self, policy: Policy, drafts: Sequence[tuple[Row, Draft]]) -> None:
-        """The statistical level drafts, and where nobody looks the level above reviews as well."""
+    def _draft(
+        self,
+        policy: Policy,
+        drafts: Sequence[tuple[Row, Draft]],
+        actions: Sequence[tuple[Row, Action]],
+    ) -> list[Row] | None:
+        """The statistical level drafts, and where nobody looks the level above reviews as well.
+        Returns the rows that the target has reviewed."""
         taken = None if self.audience.watched else self._segmenting.takes(drafts)
-        if taken is None:
-            self._drafting.draft(drafts)
-        else:
+        if taken is not None:
             self._passes.draft_segments([row for row, _ in drafts], taken, policy.lenience)
+            return None
+        rows = self._speculate(policy, actions)
+        if rows is None:
+            self._drafting.draft(drafts)
+        return rows
 
     def _prefill(self) -> tuple[list[Row], list[Row]]:
         """Feeds prompts (and what preempted rows lost) to the target, up to a budget of tokens.

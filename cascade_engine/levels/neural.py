@@ -60,7 +60,7 @@ class NeuralLevel:
         """Whether `draft` is there; where not, a review of nothing gives a token at a time."""
         self.rejects = isinstance(backend, CpuBackend)
         """Whether `draft` is there for rows that go by the rejection rule."""
-        self.cascades = isinstance(backend, CpuBackend)
+        self.cascades = True
         """Whether it can draft with a level below it by itself (see segments.py)."""
         num_rows, capacity = rows.tokens.shape
         pages = pages_for(tokens)

@@ -10,7 +10,7 @@ import torch
 
 from cascade_engine.levels.neural import NeuralLevel
 from cascade_engine.levels.statistical import MAX_MATCH, StatisticalLevel
-from cascade_engine.ops import CpuBackend, Sampler
+from cascade_engine.ops import Sampler
 
 
 class SegmentItem(NamedTuple):
@@ -30,10 +30,14 @@ class SegmentItem(NamedTuple):
     min_confidence: float = 0.0
 
     @property
+    def drafts(self) -> int:
+        """Under one review at most."""
+        return min(self.most, max(self.least, 1) + self.width) - 1
+
+    @property
     def reach(self) -> int:
         """Tokens of the row that the level reads at most."""
-        longest = self.tokens + max(self.least, 1) + self.width - 1
-        return self.length + min(self.most, longest) - 1
+        return self.length + min(self.most, self.tokens + self.drafts) - 1
 
 
 class SegmentDrafted(NamedTuple):
@@ -74,16 +78,20 @@ class Segments:
 
     @classmethod
     def of(cls, level: NeuralLevel, statistical: StatisticalLevel) -> Segments | None:
-        """None where the level is on a device, or drafts are a drafter's of one's own."""
+        """None where the backend has no such loop, or drafts are a drafter's of one's own."""
         able = level.cascades and type(statistical) is StatisticalLevel
         return cls(level, statistical) if able else None
 
     def fits(self, items: Sequence[SegmentItem]) -> bool:
-        """Whether the longest segments fit the level's context, and the pages that are free."""
-        pages, missing = self._level.pages, 0
+        """Whether the longest segments fit the level's context, and the pages that are free, and
+        the backend has a loop for rows like these."""
+        level = self._level
+        pages, missing = level.pages, 0
         for item in items:
             reach = item.reach
-            if reach > self._level.row_tokens:
+            if reach > level.row_tokens or item.drafts > level.backend.most_drafts:
+                return False
+            if item.sampler.rejects and not level.rejects:
                 return False
             missing += pages.missing(item.slot, reach)
         return missing <= pages.available_pages
@@ -93,12 +101,11 @@ class Segments:
         allow no token ends all segments early; raises ValueError if it is the first, and leaves the
         rows as they were."""
         level = self._level
-        pages, backend = level.pages, level.backend
-        assert isinstance(backend, CpuBackend)
+        pages = level.pages
         for item in items:
             level.catch_up(item.slot, item.length, item.length - 1)
         level.reserve([item.slot for item in items], [item.reach for item in items])
-        found = backend.draft_segments(
+        found = level.backend.draft_segments(
             **level.loop_arguments([item.sampler for item in items]),
             rows=[_native(item, pages.length[item.slot]) for item in items],
             lenience=lenience,

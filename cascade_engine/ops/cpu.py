@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -144,6 +145,8 @@ class CpuBackend:
     """
 
     device = torch.device("cpu")
+    most_drafts = sys.maxsize
+    """Under one review of `draft_segments`."""
 
     def __init__(self, threads: int | None = None, isa: str = "") -> None:
         self.arena = Arena()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
-from cascade_engine.ops.cuda_program import CudaProgram, host_floats, host_ints
+from cascade_engine.ops.cuda_action import MAX_MATCH
+from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_floats, host_ints
 from cascade_engine.ops.cuda_recorder import CudaRecorder
 from cascade_engine.ops.cuda_review import CudaReview
+from cascade_engine.ops.cuda_segments import CudaSegments, SegmentAsk, counted
 from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation
 from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.kernel_choice import chosen_kernels
@@ -57,6 +60,9 @@ class CudaBackend:
     """One GPU. `launcher` replaces the extension's launchers, for the emulation; `graphs`: passes
     are captured in CUDA graphs. The first one on a device measures which kernels serve there."""
 
+    most_drafts = MAX_NODES
+    """Under one review of `draft_segments`."""
+
     def __init__(
         self,
         device: str = "cuda",
@@ -77,6 +83,7 @@ class CudaBackend:
         self._review = CudaReview(launcher, self._cpu)
         self._table: tuple[_C.NgramTable, dict[str, Any]] | None = None
         self._alone: dict[CudaProgram, CudaSpeculation] = {}
+        self._segments: dict[CudaProgram, CudaSegments] = {}
 
     @property
     def isa(self) -> str:
@@ -138,11 +145,10 @@ class CudaBackend:
     ) -> CudaSpeculation | None:
         """Drafts and reviews of this program as one action of the device; options as
         CudaSpeculation has them. Levels share what is there of a table."""
-        if table is not None and (self._table is None or self._table[0] is not table):
-            self._table = table, device_table(table, self.device)
-        on_device = None if table is None or self._table is None else self._table[1]
         return CudaSpeculation(
-            self.launcher, program, logits, vocab, on_device, graphs=self.graphs, **options
+            *(self.launcher, program, logits, vocab, self._on_device(table)),
+            graphs=self.graphs,
+            **options,
         )
 
     def draft(
@@ -184,6 +190,42 @@ class CudaBackend:
             made.append(n)
         return made
 
+    def draft_segments(
+        self,
+        program: CudaProgram,
+        logits: int,
+        vocab: int,
+        tokens: int,
+        token_stride: int,
+        probs: int,
+        rows: Sequence[tuple[Any, ...]],
+        lenience: float,
+        max_match: int,
+        table: _C.NgramTable | None = None,
+        left_padded: bool = False,
+        distributions: Any = None,
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """As `_C.draft_segments`, for rows that go by the `exact` rule: reviews of at most
+        MAX_NODES drafts, many of them for one wait. Proposals are a part of them and take no time
+        of their own. `table`: the same for all calls with a program."""
+        if max_match != MAX_MATCH:
+            raise ValueError(f"max_match is {MAX_MATCH} on a device, got {max_match}")
+        segments = self._segments.get(program)
+        if segments is None:
+            given = (self.launcher, program, logits, vocab, self._on_device(table), self.graphs)
+            segments = self._segments[program] = CudaSegments(*given)
+        asks = []
+        for *sizes, sampler, _, corpus, count, least in rows:
+            text = host_ints(corpus, count) if count else None
+            asks.append(SegmentAsk.of(sizes, sampler, text, least))
+        begins, start = [ask.length for ask in asks], time.perf_counter()
+        rounds = segments.draft(asks, lenience)
+        seconds = (time.perf_counter() - start) / len(rounds)
+        for ask, begin in zip(asks, begins, strict=True):
+            place = ask.row * token_stride + begin
+            host_floats(probs + 4 * place, len(ask.probs)).copy_(torch.tensor(ask.probs))
+        return counted(rounds, len(asks), seconds)
+
     def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:
         """The acceptance rule over the logits of the program that ran last with them; arguments as
         `_C.accept`. One wait for the device."""
@@ -195,6 +237,11 @@ class CudaBackend:
 
     def siblings(self, **arguments: Any) -> Any:
         return self._review.on_host("siblings", **arguments)
+
+    def _on_device(self, table: _C.NgramTable | None) -> dict[str, Any] | None:
+        if table is not None and (self._table is None or self._table[0] is not table):
+            self._table = table, device_table(table, self.device)
+        return None if table is None or self._table is None else self._table[1]
 
     def propose(self, **arguments: Any) -> list[int]:
         """Max-Gram and tables over the host's rows; their tokens go up with the next pass."""

@@ -82,8 +82,8 @@ ASKED = len(Asked._fields) + 1
 
 
 class Memory:
-    """Of one shape, at addresses that stay: `asked` int32 `[asked, rows]` goes up, `report` int32
-    `[report * rows]` comes back."""
+    """Of one shape, at addresses that stay: `asked` int32 `[asked, rows]` goes up, the sources
+    last; `report` int32 `[report * rows]` comes back."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class CudaAction:
             **drafted,
         )
         batch = self.program.batch_of(shape, drafted["slots"], starts, fed, bases, memory.words)
-        self.program.launch(shape, batch, wanted, Asked.of(memory.asked).sources)
+        self.program.launch(shape, batch, wanted, memory.asked[-1])
         return batch
 
     def _draft_trees(

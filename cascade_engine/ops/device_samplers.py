@@ -33,7 +33,7 @@ class DeviceSamplers:
         for row, p in zip(memory, params, strict=True):
             lists = {"bias_begin": len(biases), "stop_begin": len(stops)}
             biases += _merged(p["logit_bias"])
-            stops += p["stop_ids"] if p["min_tokens"] else []
+            stops += p["stop_ids"]
             lists |= {"bias_end": len(biases), "stop_end": len(stops)}
             scalars = {key: p[key] for key in SCALARS}
             for key in ("top_k", "prompt_length", "min_tokens", "source_length"):

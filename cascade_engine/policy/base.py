@@ -199,7 +199,8 @@ class PassSeen(Protocol):
     def tokens(self) -> int: ...
 
     @property
-    def seconds(self) -> float: ...
+    def seconds(self) -> float:
+        """0: proposals that a device makes as a part of their review."""
 
 
 class SegmentsSeen(Protocol):

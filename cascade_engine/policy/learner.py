@@ -159,7 +159,9 @@ class CascadeLearner:
     def drafted_segments(self, level: int, rows: Sequence[RowSeen], drafted: SegmentsSeen) -> None:
         """What is spent around the passes is spent once."""
         for each in drafted.proposals:
-            self.costs.observe(self._neural, each.rows, max(each.tokens, 1), each.seconds, False)
+            if each.seconds:
+                size = max(each.tokens, 1)
+                self.costs.observe(self._neural, each.rows, size, each.seconds, False)
         behind = False
         for row, segment in zip(rows, drafted.rows, strict=True):
             length, record = row.length, self._record(row)

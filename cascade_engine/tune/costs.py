@@ -61,7 +61,8 @@ class Passes:
     def drafted_segments(self, level: int, rows: Sequence[RowSeen], drafted: SegmentsSeen) -> None:
         for number, passes in ((self._neural, drafted.proposals), (level, drafted.reviews)):
             for each in passes:
-                self._pass(number, each.rows, each.tokens, False, each.seconds)
+                if each.seconds:
+                    self._pass(number, each.rows, each.tokens, False, each.seconds)
 
     @property
     def listening(self) -> bool:

@@ -257,6 +257,27 @@ void bind_drafts(py::module_& m) {
     k.take("probs", a.probs).take("drafted", a.drafted).finish();
     draft_tree(a, ngram_view(table), stream);
   });
+  m.def("draft_segment", [](Stream stream, const py::dict& table, const py::kwargs& kwargs) {
+    SegmentArgs a;
+    Keywords k("draft_segment", kwargs);
+    k.take("rows", a.rows).take("round", a.round).take("drafts", a.drafts);
+    k.take("slots", a.slots).take("lengths", a.lengths).take("begins", a.begins);
+    k.take("wanted", a.wanted).take("most", a.most).take("widths", a.widths);
+    k.take("leasts", a.leasts).take("least_confidences", a.least_confidences);
+    k.take("confidences", a.confidences).take("tokens", a.tokens);
+    k.take("token_stride", a.token_stride).take("max_match", a.max_match);
+    k.take("corpora", a.corpora).take("corpus_lengths", a.corpus_lengths);
+    k.take("samplers", a.samplers).take("stop_ids", a.stop_ids);
+    k.take("num_accepted", a.num_accepted).take("own", a.own);
+    k.take("kept_probs", a.kept_probs).take("kept_stride", a.kept_stride);
+    k.take("capacity", a.capacity)
+        .take("drafted", a.drafted)
+        .take("rounds", a.rounds)
+        .take("open", a.open);
+    k.take("gained", a.gained).take("gained_probs", a.gained_probs);
+    k.take("gained_stride", a.gained_stride).finish();
+    draft_segment(a, ngram_view(table), stream);
+  });
   m.def("drafted_batch", [](Stream stream, const py::kwargs& kwargs) {
     DraftedBatchArgs a;
     Keywords k("drafted_batch", kwargs);

@@ -20,6 +20,7 @@ from tests.cuda import (
     test_drafting,
     test_forward_ops,
     test_linear,
+    test_segments,
 )
 from tests.cuda import test_draft_trees as trees_of
 from tests.cuda import test_sampling as sampling
@@ -72,6 +73,7 @@ max_gram = partial(test_drafting.test_max_gram, max_match=32)
 drafted_trees = partial(trees_of.test_trees_are_the_references, seed=5)
 learned_trees = partial(trees_of.test_trees_are_the_references, seed=3)
 predicted_trees = partial(trees_of.test_trees_are_the_references, seed=4)
+segments = partial(test_segments.test_segments_are_what_calls_leave, seed=5)
 drafted_batch = partial(trees_of.test_the_batch_of_a_review, trees=True)
 
 
@@ -462,6 +464,21 @@ BUGS = [
         "length",
         lagging_batch,
     ),
+    *[
+        Bug(name, "segment.cu", old, new, segments)
+        for name, old, new in (
+            ("copied before all is searched", "__syncthreads();  // matches are complete", ""),
+            (
+                "confidence without the own token",
+                "i < gained; ++i) conf",
+                "i < accepted; ++i) conf",
+            ),
+            ("a segment goes on for a token", "got < args.wanted[r]", "got <= args.wanted[r]"),
+            ("no room for the own token", "- s.length - 1;", "- s.length;"),
+            ("asked once too often", "drafted >= args.leasts[r]", "drafted > args.leasts[r]"),
+            ("rows that are done go on", "args.slots[r] = s.slot;", ""),
+        )
+    ],
     Bug(
         "the own token has its draft's probability",
         "accept.cu",

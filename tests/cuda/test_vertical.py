@@ -98,8 +98,8 @@ def test_an_engine_keeps_its_tokens(
     params: dict[str, Any],
     lenience: float,
 ) -> None:
-    """And every level's counts; each pass of a review is one wait, and so are passes of a level on
-    its own together."""
+    """And every level's counts, where policies look at rows between reviews; each pass of a review
+    is one wait, and so are passes of a level on its own together."""
     random_llama(tmp_path / "target", 3, **{**MODEL, "num_hidden_layers": 2})
     random_llama(tmp_path / "twin", 3, **{**MODEL, "num_hidden_layers": 2})
     paths = [d if d.startswith("self") else str(tmp_path / d) for d in drafts]
@@ -110,6 +110,7 @@ def test_an_engine_keeps_its_tokens(
     for where in ("plain", "host", "device"):
         policy = PlainDecoding() if where == "plain" else cascade
         engine = make_engine(tmp_path / "target", graphs, monkeypatch, policy=policy, drafts=paths)
+        engine._cycle._segmenting._segments = [None] * len(engine.neural)
         if where == "host":
             on_host(engine)
         calls.clear()

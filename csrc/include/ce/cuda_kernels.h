@@ -332,6 +332,44 @@ struct DraftTreeArgs {
 };
 void draft_tree(const DraftTreeArgs& args, const NgramView& table, Stream stream);
 
+// A round of segments (segment_loop.h). Of the rows that were under review it takes over what
+// accept() left; those that want more get drafts behind their tokens, as max_gram and ngram_chain
+// make them, asked for as SegmentRow says. The others become holes, and so do those that would get
+// more drafts than `capacity`.
+struct SegmentArgs {
+  int32_t rows;
+  int32_t round;          // 0: nothing was reviewed yet
+  bool drafts;            // false in the last call
+  int32_t* slots;         // [rows]; -1: not under review
+  int32_t* lengths;       // [rows] of rows without drafts, as accept() leaves them
+  const int32_t* begins;  // [rows] those before the segments
+  // [rows] of SegmentRow: tokens, most, width, least, min_confidence
+  const int32_t *wanted, *most, *widths, *leasts;
+  const double* least_confidences;
+  double* confidences;  // [rows] the product of the probabilities of a segment's tokens
+  int32_t* tokens;
+  int64_t token_stride;
+  int32_t max_match;
+  const int32_t* const* corpora;  // [rows] pointers (null: none), or null
+  const int32_t* corpus_lengths;
+  const DeviceSampler* samplers;  // [rows], for what ends a request
+  const int32_t* stop_ids;
+  const int32_t *num_accepted, *own;  // of accept()
+  const float* kept_probs;            // [rows, kept_stride]
+  int32_t kept_stride;
+  int32_t capacity;  // drafts under one review
+  int32_t* drafted;  // [rows]
+  // What the host hears. Of round i, [4, rows] from rounds + 4 i rows on: drafts under review,
+  // times that the statistics were asked for them, drafts kept (-1: the row was not under review),
+  // the level's own token or why there is none (kNo...).
+  int32_t* rounds;
+  int32_t* open;        // [rows] 1: wants more
+  int32_t* gained;      // [rows, gained_stride] tokens of the segments so far
+  float* gained_probs;  // [rows, gained_stride]
+  int32_t gained_stride;
+};
+void draft_segment(const SegmentArgs& args, const NgramView& table, Stream stream);
+
 // The batch of a review of what was just drafted behind the lengths[i] tokens of each row: what is
 // not cached of these, and the drafts, a chain, or with `parents` a tree.
 struct DraftedBatchArgs {
