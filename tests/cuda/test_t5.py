@@ -246,7 +246,7 @@ def test_the_cascade_changes_no_token(
     for policy, drafts, way in (
         (PlainDecoding(), [], "accept"),
         (FixedCascade([[5]], tree=12), [], "run"),
-        (FixedCascade([[3, 2], [0, 4]]), ["odd"], "run"),
+        (FixedCascade([[3, 2], [0, 4]]), ["odd"], "segments"),
         (FixedCascade([[3, 0], [0, 0]]), ["odd"], "draft"),
     ):
         calls.clear()

@@ -22,6 +22,7 @@ from cascade_engine.levels import (
 )
 from cascade_engine.ops import CudaSpeculation, Sampler
 from cascade_engine.ops.cuda_review import CudaReview
+from cascade_engine.ops.cuda_segments import CudaSegments
 from cascade_engine.ops.device_rows import DeviceRows
 from cascade_engine.ops.launch import Launcher
 from tests.cuda.support import BF16, RecordingLauncher
@@ -52,6 +53,7 @@ class Calls:
             (StatisticalLevel, "propose_trees"),
         ):
             self._wrap(monkeypatch, owner, name, lambda n, _: self.rows.append((n, 0)))
+        self._wrap(monkeypatch, CudaSegments, "_act", lambda *_: self.rows.append(("segments", 0)))
 
     def clear(self) -> None:
         self.rows.clear()
