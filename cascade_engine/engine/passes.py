@@ -129,6 +129,7 @@ class Passes:
     ) -> list[Row]:
         """Drafts and a level's review of them in one action; its time is that level's."""
         begin, rows = time.perf_counter(), [row for row, _ in drafts]
+        cached = sum(self._neural[level].pages.length[row.slot] for row in rows)
         try:
             watcher = self._audience.watcher if self._audience.watched else None
             found = speculating.review(level, lenience, drafts, watcher)
@@ -138,7 +139,7 @@ class Passes:
             self._retire(level, rows)
             return rows
         items, verdicts = [item for item, _ in found], [verdict for _, verdict in found]
-        fed = sum(item.drafted + 1 for item in items)
+        fed = sum(item.frontier + item.drafted for item in items) - cached
         drafting = [row for row, action in drafts if action.tokens]
         self._stats.count_pass(len(self._neural), len(drafting), 0.0)
         for row in drafting:
