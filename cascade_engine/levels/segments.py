@@ -91,7 +91,7 @@ class Segments:
             reach = item.reach
             if reach > level.row_tokens or item.drafts > level.backend.most_drafts:
                 return False
-            if item.sampler.rejects and not level.rejects:
+            if item.sampler.rejects and not level.backend.rejects_in_segments:
                 return False
             missing += pages.missing(item.slot, reach)
         return missing <= pages.available_pages

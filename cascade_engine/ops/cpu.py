@@ -147,6 +147,8 @@ class CpuBackend:
     device = torch.device("cpu")
     most_drafts = sys.maxsize
     """Under one review of `draft_segments`."""
+    rejects_in_segments = True
+    """`draft_segments` is there for rows that go by the rejection rule."""
 
     def __init__(self, threads: int | None = None, isa: str = "") -> None:
         self.arena = Arena()

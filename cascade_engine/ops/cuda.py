@@ -62,6 +62,8 @@ class CudaBackend:
 
     most_drafts = MAX_NODES
     """Under one review of `draft_segments`."""
+    rejects_in_segments = False
+    """`draft_segments` is there for rows that go by the rejection rule."""
 
     def __init__(
         self,

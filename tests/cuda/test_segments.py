@@ -231,3 +231,16 @@ def test_logits_that_are_not_numbers_end_segments(graphs: Launcher) -> None:
         pair.segments.draft([item._replace(length=end)], 1.0)
     pair.level.truncate(0, end - 1)
     pair.level.pages.check_integrity()
+
+
+def test_what_goes_another_way(run: Launcher) -> None:
+    """Reviews of more drafts than a kernel takes, and rows that go by the rejection rule."""
+    pair, sampler = DevicePair(run, 4, None), Sampler(temperature=0.0)
+    pair.rows.write(0, [1, 2, 3])
+    item = SegmentItem(0, 3, tokens=7, most=90, width=33, least=33, sampler=sampler)
+    assert item.drafts == 65
+    assert not pair.segments.fits([item])
+    assert pair.segments.fits([item._replace(width=32)])
+    assert pair.segments.fits([item._replace(most=65)])
+    rejecting = Sampler(temperature=0.8, rejection=True)
+    assert not pair.segments.fits([item._replace(most=65, sampler=rejecting)])
