@@ -136,9 +136,9 @@ class CudaSegments(DeviceActions):
             heard = self._rounds(part, lenience, certain)
             for reviews in self._settled(part, heard, not rounds):
                 rounds.append({waiting[j]: review for j, review in reviews.items()})
-            wants = [bool(wanting) for wanting in heard.open[: len(part)]]
             # What was not under review in the end had more drafts than there was room for.
             certain = bool(((heard.rounds[-1, 2] < 0) & (heard.open > 0)).any())
+            wants = heard.open[: len(part)].tolist()
             waiting = [i for i, more in zip(waiting, wants, strict=True) if more]
         self._pace += (len(rounds) / missing - self._pace) / LATELY
         return rounds
@@ -167,22 +167,24 @@ class CudaSegments(DeviceActions):
 
     def _upload(self, memory: Memory, asks: Sequence[SegmentAsk]) -> None:
         told, rows = Told.of(memory.asked_host), self._program.on_device
-        memory.asked_host.zero_()
-        told.slots.fill_(-1)
-        for i, ask in enumerate(asks):
+        texts, numbers = [self._prediction(ask) for ask in asks], []
+        for ask, text in zip(asks, texts, strict=True):
             self._program.check_source(ask.row, ask.cached, ask.length - ask.cached)
-            told.sources[i] = self._program.source(ask.row)
-            text = self._prediction(ask)
-            told.addresses[i] = 0 if text is None else text.data_ptr()
-            told.predicted[i] = 0 if text is None else len(text)
-            told.confidences[i], told.least_confidences[i] = ask.confidence, ask.min_confidence
-            told.slots[i], told.cached[i] = ask.row, ask.cached
-            told.lengths[i] = told.begins[i] = ask.length
-            told.wanted[i], told.most[i] = ask.tokens, ask.most
-            told.widths[i], told.leasts[i] = ask.width, ask.least
+            sizes = (ask.cached, ask.length, ask.tokens, ask.most, ask.width, ask.least)
+            predicted = 0 if text is None else len(text)
+            numbers.append((*sizes, predicted, self._program.source(ask.row)))
             rows.send_tokens(ask.row, ask.length)
             rows.send_table(ask.row, -(-ask.reach // PAGE_TOKENS))
             rows.forget(ask.row, ask.length, ask.reach + 1)
+        used = slice(len(asks))
+        memory.asked_host.zero_()
+        told.slots.fill_(-1)
+        told.slots[used] = torch.tensor([ask.row for ask in asks], dtype=torch.int32)
+        memory.asked_host[-len(numbers[0]) :, used] = torch.tensor(numbers, dtype=torch.int32).T
+        told.lengths[used] = told.begins[used]
+        told.addresses[used] = torch.tensor([0 if t is None else t.data_ptr() for t in texts])
+        doubles = torch.tensor([[a.confidence, a.min_confidence] for a in asks], dtype=torch.double)
+        told.confidences[used], told.least_confidences[used] = doubles.T
         self._run.upload(memory.asked, memory.asked_host)
 
     def _settled(
@@ -190,7 +192,8 @@ class CudaSegments(DeviceActions):
     ) -> list[dict[int, SegmentReview]]:
         """What the rounds of an action gave to each row, which takes it over."""
         rounds: list[dict[int, SegmentReview]] = []
-        begins = [ask.length for ask in asks]
+        begins, used = [ask.length for ask in asks], slice(len(asks))
+        gained, probs = heard.gained[used].tolist(), heard.probs[used].tolist()
         for drafted, asked, accepted, own in heard.rounds.tolist():
             reviewed = [i for i in range(len(asks)) if accepted[i] >= 0]
             broken = next((i for i in reviewed if own[i] < 0), None)
@@ -208,7 +211,7 @@ class CudaSegments(DeviceActions):
                 fed = ask.length - ask.cached + drafted[i]
                 rounds[-1][i] = SegmentReview(drafted[i], asked[i], accepted[i], fed)
                 new = slice(ask.length - begins[i], ask.length - begins[i] + accepted[i] + 1)
-                ask.gain(heard.gained[i, new].tolist(), heard.probs[i, new].tolist())
+                ask.gain(gained[i][new], probs[i][new])
         program = self._program
         for ask, begin in zip(asks, begins, strict=True):
             written = program.host_tokens[ask.row, begin : ask.length]
