@@ -10,9 +10,10 @@ from typing import Any
 from cascade_engine import cache_files
 from cascade_engine.policy.planning import Knowledge, PassCosts
 
-FORMAT = 3
+FORMAT = 4
 CELL_WEIGHT = 4.0
 """Passes that a time of an earlier run counts as: another run may find another load."""
+Counts = tuple[list[float], list[float]]
 REVIEWS = 24.0
 """Reviews that what was seen in earlier runs counts as at most: other texts may come."""
 
@@ -24,6 +25,7 @@ def save(path: Path, key: str, costs: PassCosts, known: Knowledge) -> None:
         "key": key,
         "cells": costs.cells(),
         "ends": [[*pair, each.rejected, each.open] for pair, each in _ends(known).items()],
+        "confident": [[[e.rejected, e.open] for e in each] for each in _confident(known)],
         "trees": [[each.tokens, each.below, each.reviews] for each in _trees(known)],
     }
     cache_files.write(path, content)
@@ -38,13 +40,16 @@ def load(path: Path, key: str, costs: PassCosts, known: Knowledge) -> str | None
             return None
         cells = [_cell(*each) for each in content["cells"]]
         ends = {(a, b): (_counts(r), _counts(o)) for a, b, r, o in content["ends"]}
+        confident = [[(_counts(r), _counts(o)) for r, o in each] for each in content["confident"]]
         trees = [[_counts(counts) for counts in each] for each in content["trees"]]
-        _check(known, ends, trees)
+        _check(known, ends, confident, trees)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"what was learnt before, in {path}, is ignored: {error}"
     for pair, each in _ends(known).items():
-        each.restore(*ends[pair])
-        each.scale(min(1.0, REVIEWS / max(each.reviews, REVIEWS)))
+        _restore(each, ends[pair])
+    for both, pairs in zip(_confident(known), confident, strict=True):
+        for each, pair_counts in zip(both, pairs, strict=True):
+            _restore(each, pair_counts)
     for gains, counts in zip(_trees(known), trees, strict=True):
         gains.tokens, gains.below, gains.reviews = counts
         gains.scale(min(1.0, REVIEWS / max(*gains.reviews, REVIEWS)))
@@ -58,19 +63,35 @@ def _ends(known: Knowledge) -> dict[tuple[int, int], Any]:
     return {(a, b): known.ends(a, b) for a in range(n) for b in range(a + 1, n + 1)}
 
 
+def _confident(known: Knowledge) -> list[list[Any]]:
+    """Where drafts ended and how much of them was kept, by drafter, on its own and above others."""
+    each = [known.confident(d, above) for d in range(1, known.neural) for above in (False, True)]
+    return [[confident.drafted, confident.kept] for confident in each]
+
+
+def _restore(ends: Any, counts: Counts) -> None:
+    ends.restore(*counts)
+    ends.scale(min(1.0, REVIEWS / max(ends.reviews, REVIEWS)))
+
+
 def _trees(known: Knowledge) -> list[Any]:
     return [known.trees(drafter) for drafter in range(known.neural)]
 
 
 def _check(
     known: Knowledge,
-    ends: dict[tuple[int, int], tuple[list[float], list[float]]],
+    ends: dict[tuple[int, int], Counts],
+    confident: list[list[Counts]],
     trees: list[list[list[float]]],
 ) -> None:
+    lengths = [len(each) for each in _confident(known)]
     if ends.keys() != _ends(known).keys() or len(trees) != known.neural:
         raise ValueError("it is of other levels")
-    for pair, each in _ends(known).items():
-        if [len(counts) for counts in ends[pair]] != [len(each.rejected), len(each.open)]:
+    if [len(each) for each in confident] != lengths:
+        raise ValueError("it is of other levels")
+    depths = len(known.ends(0, 1).open)
+    for rejected, still_open in (*ends.values(), *(pair for each in confident for pair in each)):
+        if not len(rejected) == len(still_open) == depths:
             raise ValueError("its counts are of other depths")
     for gains, found in zip(_trees(known), trees, strict=True):
         if [len(counts) for counts in found] != 3 * [len(gains.tokens)]:

@@ -26,6 +26,9 @@ class Plan(NamedTuple):
     """Nodes of the tree that the target reviews instead; 0: a chain."""
     siblings: int = 0
     """Runners-up beside each token of a neural draft, in a tree."""
+    min_confidence: float = 0.0
+    """Of a drafter alone, or above statistical drafts: its draft ends, before it has `tokens`,
+    where its confidence falls below. 0: it does not."""
 
     def next_action(self, row: RowState) -> Action:
         n = len(row.frontier)
@@ -35,8 +38,9 @@ class Plan(NamedTuple):
         if drafter and not row.is_dormant(drafter):
             vouched = row.frontier[drafter]
             missing = self.tokens - (vouched - row.frontier[0])
-            if missing > 0 and row.room >= 1:
-                return self._draft(row, n, drafter, missing, 2)
+            confidence = row.confidence(0, drafter) if self.min_confidence else 1.0
+            if missing > 0 and row.room >= 1 and confidence >= self.min_confidence:
+                return self._draft(row, n, drafter, missing, 2, self.min_confidence / confidence)
         if self.nodes:
             if not row.widened:
                 return Draft(n, min(self.nodes, row.room), self.nodes)
@@ -46,10 +50,12 @@ class Plan(NamedTuple):
             return Draft(n, min(self.tail - unseen, row.room))
         return Review(0)
 
-    def _draft(self, row: RowState, n: int, level: int, missing: int, reviews: int) -> Action:
-        """`missing`: tokens that the level has yet to vouch for; `reviews`: how many levels will
-        yet append a token of their own. Each finds room for it, so that none is passed over because
-        of what was drafted."""
+    def _draft(
+        self, row: RowState, n: int, level: int, missing: int, reviews: int, least: float = 0.0
+    ) -> Action:
+        """`missing`: tokens that the level has yet to vouch for, `least`: the confidence in them
+        below which it need not; `reviews`: how many levels will yet append a token of their own.
+        Each finds room for it, so that none is passed over because of what was drafted."""
         second = self.second
         if second and level != second and not row.is_dormant(second) and row.room >= reviews:
             behind = self.second_tokens - (row.frontier[second] - row.frontier[level])
@@ -60,11 +66,14 @@ class Plan(NamedTuple):
         if self.width and not row.exhausted and row.length == row.frontier[level]:
             room = row.room - reviews + 1
             if room > 0:
-                whole = None if siblings else Segment(level, missing, room + 1, self.width, 1)
+                whole = None if siblings else self._segment(level, missing, room, least)
                 return Draft(n, min(self.width, room), segment=whole)
         if not self.width and not siblings and row.length == row.frontier[level]:
-            return Draft(level, min(missing, row.room - reviews + 2))
+            return Draft(level, min(missing, row.room - reviews + 2), 0, least)
         return Review(level, 0, siblings)
+
+    def _segment(self, level: int, missing: int, room: int, least: float) -> Segment:
+        return Segment(level, missing, room + 1, self.width, 1, least)
 
 
 PLAIN = Plan()

@@ -1,9 +1,4 @@
-"""Simulated worlds: policies decode in them without models, exactly as the engine would ask them.
-
-A world has levels that agree with the target on drawn tokens, and times for their passes. Tokens
-are 0 where they are the target's own choice; others are wrong, and what follows a wrong one is off
-the text: there levels agree with one another, or not, as drawn.
-"""
+"""Policies decode in simulated worlds, without models, exactly as the engine would ask them."""
 
 from __future__ import annotations
 
@@ -17,113 +12,12 @@ from cascade_engine.policy.base import (
     Action,
     Draft,
     Learning,
-    LevelSet,
     Listener,
     Policy,
     Review,
     RowState,
 )
-
-FAR = 1 << 30
-OFF_TEXT = 10
-"""Ids from here on follow a wrong token."""
-
-
-@dataclass(frozen=True)
-class Regime:
-    """How levels agree with the target for a stretch of text."""
-
-    agreement: tuple[float, ...]
-    """Of neural drafts 1..n-1: chance of the target's token behind a text of the target's."""
-    copied: float
-    """Share of the text that repeats what came before; there the statistical level is right with
-    chance 0.97."""
-    elsewhere: float
-    """Chance that it is right in the rest."""
-    span: float = 12.0
-    """Mean length of a repeated passage, in tokens."""
-    tokens: int = FAR
-    """Length of the regime; after the last comes the first again."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Levels with times.
-
-    weights: time of a pass of each neural level over one token.
-    token_cost: share of it that each further token adds.
-    knee, beyond: tokens from which on each costs the share `beyond` instead (compute bound).
-    """
-
-    weights: tuple[float, ...]
-    regimes: tuple[Regime, ...]
-    token_cost: float = 0.02
-    knee: int = 16
-    beyond: float = 0.05
-    table_cost: float = 0.01
-    noise: float = 0.0
-    hints: tuple[int, ...] = ()
-    """Weight bytes as a policy is told; empty: in proportion to `weights`."""
-
-    @property
-    def neural(self) -> int:
-        return len(self.weights)
-
-    def seconds(self, level: int, tokens: int, tree: bool = False) -> float:
-        """Of a pass over `tokens` tokens of all rows together, without noise."""
-        if level >= self.neural:
-            return self.table_cost * (0.5 + tokens / 20.0)
-        inside, above = min(tokens, self.knee), max(tokens - self.knee, 0)
-        return self.weights[level] * (
-            1.0 + self.token_cost * (inside - 1) + self.beyond * above + 0.03 * tree
-        )
-
-    def levels(self) -> LevelSet:
-        hints = self.hints or tuple(round(1e6 * weight) for weight in self.weights)
-        return LevelSet(self.neural, hints, "simulated", lambda: 0.0)
-
-
-class Text:
-    """One row's draws; the same for every policy with the same seed."""
-
-    def __init__(self, world: World, seed: int, tokens: int) -> None:
-        rng = random.Random(seed)
-        n = world.neural
-        size = tokens + 160
-        self.own: list[list[int]] = [[0] * size for _ in range(n + 1)]
-        """[level][position]: the level's token behind a text of the target's."""
-        self.off: list[list[int]] = [[0] * size for _ in range(n + 1)]
-        """The same behind a wrong token."""
-        self.rank = [0] * size
-        """Of the target's token among what the statistical level proposes at a position."""
-        copying, left, number, until = False, 0.0, 0, world.regimes[0].tokens
-        for t in range(size):
-            if t >= until:
-                number = (number + 1) % len(world.regimes)
-                until += world.regimes[number].tokens
-                left = 0
-            regime = world.regimes[number]
-            if left <= 0:
-                copying = rng.random() < regime.copied
-                left = rng.expovariate(1.0 / regime.span) if regime.span else 1.0
-            left -= 1.0
-            right = rng.random() < (0.97 if copying else regime.elsewhere)
-            listed = rng.random() < 0.4
-            ranked = 1 + int(rng.expovariate(0.15))
-            self.rank[t] = 0 if right else (ranked if listed else FAR)
-            shared = 1 if rng.random() < 0.5 else 0
-            for level in range(1, n + 1):
-                right = self.rank[t] == 0
-                if level < n:
-                    right = rng.random() < regime.agreement[level - 1]
-                self.own[level][t] = 0 if right else (1 if shared else level + 1)
-                self.off[level][t] = OFF_TEXT + (0 if rng.random() < 0.6 else level)
-
-    def token(self, level: int, row: Sequence[int], position: int) -> int:
-        """What a level writes at `position` of a row whose tokens before it are `row`."""
-        if row and row[-1] != 0:
-            return self.off[level][position]
-        return self.own[level][position]
+from cascade_engine.policy.simulated_world import FAR, Text, World
 
 
 @dataclass
@@ -139,6 +33,13 @@ class SimulatedRow:
     reviews: int = 0
     emitted: int = 0
     """By the last one of the target's."""
+    probs: list[float] = field(default_factory=list)
+    """By position, up to the last token: of those behind the target's frontier."""
+
+    def append(self, token: int, prob: float) -> None:
+        self.probs += [1.0] * (self.length + 1 - len(self.probs))
+        self.probs[self.length] = prob
+        self.tokens.append(token)
 
     @property
     def length(self) -> int:
@@ -153,6 +54,7 @@ class SimulatedRow:
             self.nodes > 0,
             (),
             self.record,
+            self.probs,
         )
 
 
@@ -263,7 +165,7 @@ class Simulation:
                 row.nodes = action.nodes
                 continue
             for _ in range(action.tokens):
-                row.tokens.append(row.text.token(n, row.tokens, row.length))
+                row.append(row.text.token(n, row.tokens, row.length), 1.0)
         seconds = self._pass(n, total, any(action.nodes for _, action in drafts))
         for listener in self._heard():
             listener.drafted(n, drafts, seconds)
@@ -315,7 +217,8 @@ class Simulation:
         else:
             del row.tokens[kept:]
             position = row.length
-            row.tokens.append(row.text.token(level, row.tokens, position))
+            token = row.text.token(level, row.tokens, position)
+            row.append(token, row.text.prob(position, token))
             for i in range(level, len(row.frontier)):
                 row.frontier[i] = row.length
         for i in range(len(row.cached)):

@@ -8,11 +8,12 @@ namespace py = pybind11;
 namespace ce {
 namespace {
 
-using PlanTuple = std::tuple<int, int, int, int, int, int, int, int>;
+using PlanTuple = std::tuple<int, int, int, int, int, int, int, int, double>;
 using CellTuple = std::tuple<int, int, int, double, double>;
 
 PlanTuple to_tuple(const Plan& p) {
-  return {p.drafter, p.tokens, p.second, p.second_tokens, p.width, p.tail, p.nodes, p.siblings};
+  return {p.drafter, p.tokens, p.second,   p.second_tokens, p.width,
+          p.tail,    p.nodes,  p.siblings, p.min_confidence};
 }
 
 Plan to_plan(const PlanTuple& t) {
@@ -75,6 +76,11 @@ void bind_planner(py::module_& m) {
       .def_readwrite("tokens", &TreeGains::tokens)
       .def_readwrite("below", &TreeGains::below)
       .def_readwrite("reviews", &TreeGains::reviews);
+  py::class_<Confident>(m, "Confident", "Drafts that may end early: csrc/include/ce/planner.h.")
+      .def("add", &Confident::add, "kept"_a, "drafted"_a, "most"_a)
+      .def("scale", &Confident::scale, "factor"_a)
+      .def_readonly("drafted", &Confident::drafted)
+      .def_readonly("kept", &Confident::kept);
   py::class_<RowRecord, std::shared_ptr<RowRecord>>(m, "RowRecord", "What is known of a row.")
       .def(py::init<int>(), "neural"_a)
       .def_readwrite("drafts", &RowRecord::drafts)
@@ -86,6 +92,8 @@ void bind_planner(py::module_& m) {
       .def_property_readonly("neural", &Knowledge::neural)
       .def("pair", &Knowledge::pair, "level"_a, "source"_a)
       .def("ends", py::overload_cast<int, int>(&Knowledge::ends), "level"_a, "source"_a,
+           py::return_value_policy::reference_internal)
+      .def("confident", py::overload_cast<int, bool>(&Knowledge::confident), "drafter"_a, "above"_a,
            py::return_value_policy::reference_internal)
       .def("trees", py::overload_cast<int>(&Knowledge::trees), "drafter"_a,
            py::return_value_policy::reference_internal)

@@ -8,7 +8,7 @@ namespace ce {
 namespace {
 
 // Drafting must promise so much over plain decoding.
-constexpr double kGain = 1.02;
+constexpr double kGain = 1.03;
 // The present kind of plan is kept unless another is better by this factor.
 constexpr double kLoyalty = 1.01;
 // Standard deviation of a review's tokens, as a share of their mean.
@@ -24,6 +24,8 @@ constexpr double kModel = 200.0;
 constexpr double kTimed = 10.0, kSlower = 0.5;
 // Tokens that a draft has yet to read, which cost next to nothing.
 constexpr int64_t kRead = 64;
+// Bounds of the confidence that drafts go on with.
+constexpr double kLeastConfidence = 0.05, kMostConfidence = 0.95;
 // Rows differ if the most promising one keeps so many times as much as the least.
 constexpr double kApart = 0.3;
 
@@ -117,6 +119,7 @@ Choice Planner::look(const std::vector<std::shared_ptr<RowRecord>>& rows, const 
     choice.best = choice.plain;
     choice.rate = choice.plain_rate;
   }
+  set_confidence(choice.best, choice.rate * count);
   if (demand.allowed < 0.0) return choice;
   if (worth_trying(choice, kinds, demand)) {
     const int few = std::max(1, count / 4);
@@ -124,7 +127,18 @@ Choice Planner::look(const std::vector<std::shared_ptr<RowRecord>>& rows, const 
         trial(choice, kinds, few < count ? evaluation.by_kind(ordered, few) : kinds, demand);
   }
   if (!choice.trial && demand.refresh) choice.trial = refresh(choice, kinds);
+  if (choice.trial) set_confidence(*choice.trial, choice.rate * count);
   return choice;
+}
+
+// One more token of a draft is worth its time while the chance that all of it stays is more than
+// what decoding gives in that time, `rate` tokens of all rows a second. The chance only falls, and
+// a token costs what the one before it did: the first one that is not worth it is the last to be
+// looked at (the monotone case of optimal stopping: Chow, Robbins and Siegmund, Great Expectations,
+// 1971).
+void Planner::set_confidence(Estimate& estimate, double rate) const {
+  double& least = estimate.plan.min_confidence;
+  if (least > 0.0) least = std::clamp(rate * estimate.one_more, kLeastConfidence, kMostConfidence);
 }
 
 // The expected gain of knowing a kind of plan better (a knowledge gradient) over the time that a

@@ -16,6 +16,8 @@ constexpr std::array kSecondWidths = {0, 8};
 constexpr int kLongest = 24;
 // Widths beyond are not asked for: the longest draft with the widest tail.
 constexpr int kWidest = 512;
+// Reviews of confident drafts that what is guessed of them counts as.
+constexpr double kGuess = 8.0;
 // Plain decoding is known.
 constexpr double kCertain = 1e9;
 
@@ -62,6 +64,7 @@ int size_index(int nodes) {
 int kind_of(const Plan& plan, int neural) {
   int kind = plan.drafter * neural + plan.second;
   kind = (2 * kind + (plan.width > 0)) * 2 + (plan.tail > 0);
+  kind = 2 * kind + (plan.min_confidence > 0.0);
   return kind * (static_cast<int>(kTreeSizes.size()) + 1) + size_index(plan.nodes);
 }
 
@@ -89,14 +92,15 @@ Evaluation::Evaluation(const Knowledge& knowledge, const PassCosts& costs, int r
   const int n = known_.neural();
   survivals_.resize(static_cast<size_t>(n) * (n + 1) / 2);
   sums_.resize(survivals_.size());
-  slots_.resize(static_cast<size_t>(n) * n * 4 * (kTreeSizes.size() + 1));
+  slots_.resize(static_cast<size_t>(n) * n * 8 * (kTreeSizes.size() + 1));
 }
 
 const std::vector<Estimate>& Evaluation::by_kind(const std::vector<const RowRecord*>& rows,
                                                  int drafting) {
   const int n = known_.neural();
   drafting_ = drafting;
-  average(rows);
+  records_.assign(rows.begin(), rows.begin() + std::min<size_t>(drafting_, rows.size()));
+  average();
   seconds_.assign(static_cast<size_t>(n + 1) * 2 * kWidest, -1.0);
   reaches_.clear();
   for (int level = 0; level < n; ++level)
@@ -107,7 +111,10 @@ const std::vector<Estimate>& Evaluation::by_kind(const std::vector<const RowReco
   lone_chains();
   if (trees_) lone_trees();
   for (int drafter = 1; drafter < n; ++drafter) {
-    for (const int width : kWidths) neural_plans(drafter, 0, 0, width);
+    for (const int width : kWidths) {
+      neural_plans(drafter, 0, 0, width);
+      confident_plans(drafter, width);
+    }
     for (int second = drafter + 1; second < n; ++second)
       for (const int length : kSecondLengths)
         for (const int width : kSecondWidths) neural_plans(drafter, second, length, width);
@@ -116,37 +123,60 @@ const std::vector<Estimate>& Evaluation::by_kind(const std::vector<const RowReco
 }
 
 // Expected tokens are sums of survival, so that rows that share a plan are their mean.
-void Evaluation::average(const std::vector<const RowRecord*>& rows) {
+Survival Evaluation::average(const Survival& general, size_t pair) const {
+  if (records_.empty()) return general;
+  Survival mean{};
+  for (const RowRecord* row : records_) {
+    const Survival own = row->frailties[pair].survival(general, known_.belief(pair));
+    for (int d = 0; d <= kDepths; ++d) mean[d] += own[d];
+  }
+  for (double& each : mean) each /= static_cast<double>(records_.size());
+  return mean;
+}
+
+void Evaluation::average() {
   const int n = known_.neural();
-  const size_t count = std::min<size_t>(drafting_, rows.size());
-  frailties_.clear();
+  for (int level = 0; level < n; ++level)
+    for (int source = level + 1; source <= n; ++source)
+      survivals_[known_.pair(level, source)] =
+          average(known_.ends(level, source).survival(), known_.pair(level, source));
+  for (int source = 2; source <= n; ++source) infer(source);
   for (int level = 0; level < n; ++level) {
     for (int source = level + 1; source <= n; ++source) {
       const size_t pair = known_.pair(level, source);
-      const Survival& general = known_.ends(level, source).survival();
-      Survival& mean = survivals_[pair];
-      mean = general;
-      if (count) {
-        mean.fill(0.0);
-        for (size_t i = 0; i < count; ++i) {
-          const Survival own = rows[i]->frailties[pair].survival(general, known_.belief(pair));
-          for (int d = 0; d <= kDepths; ++d) mean[d] += own[d];
-        }
-        for (double& each : mean) each /= static_cast<double>(count);
-      }
       double going = 1.0;
       sums_[pair][0] = 0.0;
       for (int d = 1; d <= kDepths; ++d) {
         if (level == 0) going *= goes_on_;
-        sums_[pair][d] = sums_[pair][d - 1] + mean[d] * going;
+        sums_[pair][d] = sums_[pair][d - 1] + survivals_[pair][d] * going;
       }
     }
   }
-  for (size_t i = 0; i < count; ++i) frailties_.push_back(rows[i]->frailties[known_.pair(0, n)]);
+}
+
+// Of drafts that the target has hardly seen yet: what a level between keeps of them, and the target
+// of that level's, the target is taken to keep itself.
+void Evaluation::infer(int source) {
+  double known = 0.0;
+  size_t below = 0, above = 0;
+  for (int level = 1; level < source; ++level) {
+    const double least =
+        std::min(known_.ends(level, source).reviews(), known_.ends(0, level).reviews());
+    if (least <= known) continue;
+    known = least;
+    below = known_.pair(level, source), above = known_.pair(0, level);
+  }
+  const size_t pair = known_.pair(0, source);
+  const double share =
+      kGuess / (known_.ends(0, source).reviews() + kGuess) * known / (known + kGuess);
+  for (int d = 1; d <= kDepths && known > 0.0; ++d)
+    survivals_[pair][d] +=
+        share * (survivals_[below][d] * survivals_[above][d] - survivals_[pair][d]);
 }
 
 // `tokens` of a drafting row; `seconds` of all.
-void Evaluation::offer(Plan plan, double tokens, double seconds, double reviews) {
+void Evaluation::offer(const Plan& plan, double tokens, double seconds, double reviews,
+                       double one_more) {
   const int kind = kind_of(plan, known_.neural());
   const double mean = kind ? (drafting_ * tokens + (rows_ - drafting_)) / rows_ : 1.0;
   const Estimate each{plan,
@@ -155,7 +185,8 @@ void Evaluation::offer(Plan plan, double tokens, double seconds, double reviews)
                       reviews,
                       kind ? drafting_ : rows_,
                       kind,
-                      drafting_ * tokens / (rows_ * mean)};
+                      drafting_ * tokens / (rows_ * mean),
+                      one_more};
   int& slot = slots_[kind];
   if (slot < 0) {
     slot = static_cast<int>(found_.size());
@@ -228,6 +259,47 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
       longer(options[i].plan, options[i].tokens, reviews, options[i].length, options[i].spent);
 }
 
+// Drafts that end where their confidence falls: it is counted how often they still go on at each
+// depth and how often the target keeps so much. Until then half of the drafts that are about to be
+// wrong are taken to end in time. Rows end apart, so that later passes are narrower.
+void Evaluation::confident_plans(int drafter, int width) {
+  const size_t pair = known_.pair(0, drafter);
+  const Confident& seen = known_.confident(drafter, width > 0);
+  const double reviews = seen.kept.reviews(), known = reviews / (reviews + kGuess);
+  const Survival kept = average(seen.kept.survival(), pair);
+  const Survival going = average(seen.drafted.survival(), pair);
+  const Writing written = writing(drafter, width);
+  double tokens = 1.0, length = 0.0, spent = around(), goes_on = 1.0;
+  for (int d = 1, next = 0; d <= kLongest; ++d) {
+    goes_on *= goes_on_;
+    tokens += known * kept[d] + (1.0 - known) * survivals_[pair][d] * goes_on;
+    const double still = known * going[d] + (1.0 - known) * 0.5 * (1.0 + survivals_[pair][d - 1]);
+    const double any = 1.0 - std::pow(1.0 - still, drafting_);
+    if (any < 1e-6) break;
+    length += still;
+    spent += any * (written.process.reviews[d] - written.process.reviews[d - 1]) *
+             writing_by(std::max(rounded(drafting_ * still / any), 1), drafter, width);
+    if (d != kLengths[next]) continue;
+    ++next;
+    const int wide = std::max(rounded(length), 1);
+    const double review = pass(0, wide + 1);
+    const double one_more =
+        writing_by(drafting_, drafter, width) / written.process.mean + (review - pass(0, 1)) / wide;
+    offer({drafter, d, 0, 0, width, 0, 0, 0, 1.0}, tokens, spent + review,
+          std::min(written.reviews, std::max(reviews, known_.ends(0, drafter).reviews())),
+          std::max(one_more, 0.0) / drafting_);
+  }
+}
+
+// Seconds of one review of statistical drafts for so many rows, or of one token of their own, amid
+// others.
+double Evaluation::writing_by(int rows, int level, int width) const {
+  const int n = known_.neural();
+  const int64_t found = static_cast<int64_t>(rows) * width;
+  const double own = costs_.seconds(level, rows, rows + found, false);
+  return own + (width ? costs_.seconds(n, rows, found, false) : 0.0);
+}
+
 // A statistical tail, or a tree, behind a neural draft.
 void Evaluation::longer(const Plan& drafted, double tokens, double reviews, double length,
                         double spent) {
@@ -296,11 +368,12 @@ double Evaluation::pass(int level, int width, bool tree) {
 }
 
 double Evaluation::tree_mean(double general) const {
-  if (frailties_.empty()) return std::max(general, 0.0);
-  const Belief& belief = known_.belief(known_.pair(0, known_.neural()));
+  if (records_.empty()) return std::max(general, 0.0);
+  const size_t pair = known_.pair(0, known_.neural());
   double sum = 0.0;
-  for (const Frailty& each : frailties_) sum += each.tree_mean(general, belief);
-  return sum / static_cast<double>(frailties_.size());
+  for (const RowRecord* row : records_)
+    sum += row->frailties[pair].tree_mean(general, known_.belief(pair));
+  return sum / static_cast<double>(records_.size());
 }
 
 }  // namespace ce

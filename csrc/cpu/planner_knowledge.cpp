@@ -20,7 +20,19 @@ size_t pairs(int neural) {
 
 RowRecord::RowRecord(int neural) : frailties(pairs(neural)), read(neural) {}
 
-Knowledge::Knowledge(int neural) : neural_(neural), trees_(neural), beliefs_(pairs(neural)) {
+void Confident::add(int kept_tokens, int drafted_tokens, int most) {
+  const bool ended = drafted_tokens < most;
+  drafted.add(drafted_tokens, ended);
+  kept.add(kept_tokens, ended || kept_tokens < drafted_tokens);
+}
+
+void Confident::scale(double factor) {
+  drafted.scale(factor);
+  kept.scale(factor);
+}
+
+Knowledge::Knowledge(int neural)
+    : neural_(neural), trees_(neural), confident_(2 * neural), beliefs_(pairs(neural)) {
   for (int level = 0; level < neural; ++level)
     for (int source = level + 1; source <= neural; ++source)
       ends_.emplace_back(source == neural ? kStatisticalPrior : kNeuralPrior);
@@ -44,6 +56,7 @@ PerSize Knowledge::lone_trees() const {
 void Knowledge::scale(double factor) {
   for (Ends& ends : ends_) ends.scale(factor);
   for (TreeGains& gains : trees_) gains.scale(factor);
+  for (Confident& each : confident_) each.scale(factor);
   ended *= factor;
   emitted = std::max(emitted * factor, 20.0);
 }
@@ -81,7 +94,11 @@ void Knowledge::reviewed(RowRecord& row, const Plan& plan, int64_t start, int64_
   for (Frailty& each : row.frailties) each.fade(kUnseen);
   const int drafted = static_cast<int>(end - start);
   const int trunk = static_cast<int>(std::max<int64_t>(row.vouched - start, 0));
-  if (trunk && plan.drafter) observe(row, 0, plan.drafter, std::min(kept, trunk), kept < trunk);
+  if (trunk && plan.drafter) {
+    observe(row, 0, plan.drafter, std::min(kept, trunk), kept < trunk);
+    if (plan.min_confidence > 0.0)
+      confident(plan.drafter, plan.width > 0).add(std::min(kept, trunk), trunk, plan.tokens);
+  }
   if (nodes) {
     tree_reviewed(row, plan.drafter, kept, nodes, ranks);
   } else if (plan.tail && kept >= trunk) {

@@ -8,20 +8,27 @@ import statistics
 import pytest
 
 from cascade_engine.errors import RequestError
-from cascade_engine.policy import AutoCascade, Draft, LevelSet, PlainDecoding, Review, RowState
+from cascade_engine.policy import (
+    AutoCascade,
+    Draft,
+    FixedCascade,
+    LevelSet,
+    PlainDecoding,
+    Review,
+    RowState,
+)
+from cascade_engine.policy.base import Segment
 from cascade_engine.policy.learner import CascadeLearner
 from cascade_engine.policy.lenience import adapted
 from cascade_engine.policy.planning import Estimate, Knowledge, RowRecord
 from cascade_engine.policy.plans import Plan
+from cascade_engine.policy.simulated_world import Regime, Text, World
 from cascade_engine.policy.simulator import (
     Emitted,
     Kept,
-    Regime,
     Reviewed,
     SimulatedRow,
     Simulation,
-    Text,
-    World,
     throughput,
 )
 from cascade_engine.policy.surprise import Surprise
@@ -37,8 +44,6 @@ from tests.policy.worlds import (
 AUTO = AutoCascade(cache=None)
 TEXT = Text(World((1.0,), (Regime((), 0.5, 0.5),)), 0, 100)
 LEVELS = LevelSet(2, (1000, 100), "test", lambda: 0.0)
-UNSEEN = 6
-"""A random world where statistics alone are best, and their first draft fails."""
 HARD, EASY = Regime((0.02,), 0.0, 0.02), Regime((0.95,), 0.9, 0.9)
 
 
@@ -50,16 +55,7 @@ def test_random_worlds_against_the_best_fixed_setting() -> None:
         fixed = fixed_settings(world.neural - 1)[best]
         shares.append(throughput(world, AUTO, [seed]) / throughput(world, fixed, [seed]))
     assert statistics.fmean(shares) >= 0.985, sorted(shares)
-    del shares[UNSEEN]
     assert min(shares) >= 0.78, sorted(shares)
-
-
-@pytest.mark.xfail(strict=True, reason="what its first review rejected is not tried again")
-def test_a_world_whose_best_setting_begins_badly() -> None:
-    world = random_world(UNSEEN)
-    fixed = fixed_settings(world.neural - 1)[BEST[UNSEEN]]
-    found = throughput(world, AUTO, [UNSEEN]) / throughput(world, fixed, [UNSEEN])
-    assert found >= 0.78
 
 
 @pytest.mark.parametrize("seed", [2, 14])
@@ -81,15 +77,28 @@ def test_adversarial_worlds_against_plain_decoding() -> None:
     assert min(shares) >= 0.96, sorted(shares)
 
 
-SLOW = pytest.mark.xfail(strict=True, reason="eight rows spend their first steps on trials")
-
-
-@pytest.mark.parametrize("regimes", [(HARD,), pytest.param((EASY,), marks=SLOW)])
+@pytest.mark.parametrize("regimes", [(HARD,), (EASY,)])
 def test_rows_share_passes(regimes: tuple[Regime, ...]) -> None:
     """Eight rows: wide reviews get dear, and what pays for one row need not pay here."""
     world = World((1.0, 0.1), regimes, token_cost=0.02, knee=16, beyond=0.05)
     plain = throughput(world, PlainDecoding(), [1], 400, 8)
     assert throughput(world, AUTO, [1], 400, 8) >= (0.96 if regimes == (HARD,) else 1.8) * plain
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_drafts_that_tell_when_they_are_wrong_end_there(rows: int) -> None:
+    """Where the draft's doubts say which of its tokens are wrong, no fixed length does as well as
+    ending behind them; where it is sure of all it writes, doubts cost nothing."""
+    text = Regime((0.85,), 0.0, 0.02)
+    sure = World((1.0, 0.1), (text,), token_cost=0.1, beyond=0.1)
+    telling = dataclasses.replace(sure, insight=0.9)
+    fixed = [FixedCascade([[k, 0], [0, 0]]) for k in (1, 2, 3, 4, 5, 6, 8, 10)]
+    best = max(throughput(sure, each, [3], 1000, rows) for each in fixed)
+    stops = FixedCascade([[10, 0], [0, 0]], min_confidence=0.5)
+    assert throughput(sure, stops, [3], 1000, rows) < best
+    assert throughput(telling, stops, [3], 1000, rows) > 1.1 * best
+    assert throughput(telling, AUTO, [3], 1000, rows) > 1.05 * best
+    assert throughput(sure, AUTO, [3], 1000, rows) > 0.9 * best
 
 
 def test_a_plan_is_a_pure_function_of_the_row() -> None:
@@ -110,6 +119,14 @@ def test_a_plan_is_a_pure_function_of_the_row() -> None:
     assert alone(start._replace(room=2)) == Draft(1, 2)
     assert alone(start._replace(frontier=(5, 7), length=7)) == Draft(1, 1)
     assert alone(start._replace(length=7)) == Review(1)
+    ends = Plan(drafter=1, tokens=3, min_confidence=0.5).next_action
+    assert ends(start) == Draft(1, 3, 0, 0.5)
+    sure, unsure = (1.0,) * 5 + (0.8,), (1.0,) * 5 + (0.4,)
+    assert ends(start._replace(frontier=(5, 6), length=6, probs=sure)) == Draft(1, 2, 0, 0.625)
+    assert ends(start._replace(frontier=(5, 6), length=6, probs=unsure)) == Review(0)
+    above = Plan(drafter=1, tokens=6, width=4, min_confidence=0.5).next_action(start)
+    assert isinstance(above, Draft)
+    assert above.segment == Segment(1, 6, 100, 4, 1, 0.5)
     for_another = Plan(drafter=1, tokens=6, second=2, second_tokens=4).next_action
     assert for_another(RowState((5, 5, 6), 6, 3)) == Draft(2, 2)  # and level 1's own
     assert for_another(RowState((5, 5, 9), 9, 3)) == Review(1)

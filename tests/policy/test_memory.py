@@ -11,16 +11,8 @@ import pytest
 from cascade_engine.policy import AutoCascade, LevelSet
 from cascade_engine.policy.memory import load, save
 from cascade_engine.policy.planning import Knowledge, PassCosts
-from cascade_engine.policy.simulator import (
-    Emitted,
-    Kept,
-    Regime,
-    Reviewed,
-    SimulatedRow,
-    Simulation,
-    Text,
-    World,
-)
+from cascade_engine.policy.simulated_world import Regime, Text, World
+from cascade_engine.policy.simulator import Emitted, Kept, Reviewed, SimulatedRow, Simulation
 from tests.policy.worlds import random_world
 
 TEXT = Text(World((1.0,), (Regime((), 0.5, 0.5),)), 0, 100)
@@ -47,6 +39,24 @@ def test_what_was_learnt_is_there_again(tmp_path: Path) -> None:
     assert known.ends(0, 1).reviews <= 24.0  # another text soon outweighs it
     assert known.trees(0).reviews[0] <= 24.0
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_confident_drafts_end_is_there_again(tmp_path: Path) -> None:
+    path, known = tmp_path / "policy.json", Knowledge(3)
+    for above in (False, True):
+        for _ in range(12):
+            known.confident(1, above).add(3, 5 + above, 8)
+    save(path, "models", PassCosts([9, 3, 1]), known)
+    again = Knowledge(3)
+    assert load(path, "models", PassCosts([9, 3, 1]), again) is None
+    for above in (False, True):
+        found = again.confident(1, above)
+        assert found.kept.rejected[3] == found.drafted.rejected[5 + above] == 12.0
+        assert again.confident(2, above).kept.reviews == 0.0
+    content = json.loads(path.read_text())
+    for wrong in (content["confident"][:1], [[[[], []]] * 2] * 4, [[]] * 4):
+        path.write_text(json.dumps({**content, "confident": wrong}))
+        assert load(path, "models", PassCosts([9, 3, 1]), Knowledge(3)) is not None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +113,7 @@ def test_the_file_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_second_run_begins_better(tmp_path: Path) -> None:
     """In worlds where the first hundred tokens of a cold start go on trials."""
     first = second = 0.0
-    for seed in (1, 13, 36, 41):
+    for seed in (13, 23, 34, 35):
         policy = AutoCascade(cache=tmp_path / str(seed))
         Simulation(random_world(seed), policy, seed, 1000).run()
         second += Simulation(random_world(seed), policy, seed + 500, 100).run()

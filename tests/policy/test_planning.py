@@ -34,6 +34,12 @@ def worlds() -> Iterator[tuple[int, Knowledge, reference.Knowledge, PassCosts, R
                 rejected = rng.random() < 0.8
                 ends.add(kept, rejected)
                 known.ends(level, source).add(kept, rejected)
+        for (drafter, above), confident in expected.confident.items():
+            for _ in range(rng.choice([0, 5, 60])):
+                drafted, most = rng.randrange(1, 30), rng.choice([4, 24])
+                seen = min(rng.randrange(drafted + 1), most), min(drafted, most), most
+                confident.add(*seen)
+                known.confident(drafter, bool(above)).add(*seen)
         for drafter, gains in enumerate(expected.trees):
             for _ in range(rng.choice([0, 20])):
                 ranks = sorted(rng.sample(range(64), rng.randrange(6)))

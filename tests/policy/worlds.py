@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 
 from cascade_engine.policy import FixedCascade, PlainDecoding, Policy
-from cascade_engine.policy.simulator import FAR, Regime, World, throughput
+from cascade_engine.policy.simulated_world import FAR, Regime, World
+from cascade_engine.policy.simulator import throughput
 
 BEST = (
     *(9, 10, 8, 2, 17, 3, 5, 4, 16, 2),

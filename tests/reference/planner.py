@@ -11,16 +11,29 @@ from cascade_engine.policy.plans import PLAIN, Plan
 from tests.reference.acceptance import SIZES, Ends, TreeGains
 from tests.reference.pass_costs import PassCosts
 
-Kind = tuple[int, int, bool, bool, int]
+Kind = tuple[int, int, bool, bool, int, bool]
 """Plans of one kind differ in lengths only."""
 TAILS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20)
 WIDTHS = (0, 4, 8)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
 SECOND_LENGTHS = (3, 6)
 LATER_TAILS = (4, 8)
+GUESS = 8.0
+"""Reviews of confident drafts that what is guessed of them counts as."""
 NEURAL_PRIOR, STATISTICAL_PRIOR = 0.8, 0.5
 TREE_LIFT = (0.5, 0.8, 1.1, 1.3)
 """Tokens that trees of SIZES nodes give beyond a chain, until it is known better."""
+
+
+class Confident:
+    """Drafts that may end where their confidence falls: where they did, and what was kept."""
+
+    def __init__(self) -> None:
+        self.drafted, self.kept = Ends(1.0), Ends(1.0)
+
+    def add(self, kept: int, drafted: int, most: int) -> None:
+        self.drafted.add(drafted, drafted < most)
+        self.kept.add(kept, kept < drafted or drafted < most)
 
 
 class Knowledge:
@@ -35,6 +48,8 @@ class Knowledge:
             for source in range(level + 1, neural + 1)
         }
         self.trees = [TreeGains() for _ in range(neural)]
+        self.confident = {(d, above): Confident() for d in range(1, neural) for above in (0, 1)}
+        """By drafter, and whether statistical drafts stand below it."""
         self.ended = 0.0
         self.emitted = 20.0
         """Rows that came to their end, and tokens in all: what was drafted behind an end is lost.
@@ -42,7 +57,8 @@ class Knowledge:
 
 
 def kind_of(plan: Plan) -> Kind:
-    return plan.drafter, plan.second, plan.width > 0, plan.tail > 0, plan.nodes
+    stops = plan.min_confidence > 0
+    return plan.drafter, plan.second, plan.width > 0, plan.tail > 0, plan.nodes, stops
 
 
 class Estimate(NamedTuple):
@@ -104,6 +120,7 @@ class Planner:
         for drafter in range(1, n):
             for width in WIDTHS:
                 yield from self._neural_plans(drafter, 0, 0, width)
+                yield from self._confident_plans(drafter, width)
             for second in range(drafter + 1, n):
                 for length in SECOND_LENGTHS:
                     for width in (0, 8):
@@ -158,10 +175,42 @@ class Planner:
         for tokens in {1, 3, best.plan.tokens}:
             yield from self._longer(*options[tokens])
 
+    def _confident_plans(self, drafter: int, width: int) -> Iterator[Estimate]:
+        """Drafts of up to so many tokens that may end earlier."""
+        ends, seen = self._known.ends[0, drafter], self._known.confident[drafter, int(width > 0)]
+        process, _, reviews = self._writing(drafter, width)
+        guess = GUESS / (seen.kept.reviews + GUESS)
+        chain, going, keeps = (
+            self._chance(0, drafter),
+            seen.drafted.survival(),
+            seen.kept.survival(),
+        )
+        tokens, length, spent = 1.0, 0.0, self._around
+        for d in range(1, LENGTHS[-1] + 1):
+            expected = chain[d] * self._goes_on**d
+            tokens += (1.0 - guess) * keeps[d] + guess * expected
+            still = (1.0 - guess) * going[d] + guess * (1.0 + chain[d - 1]) / 2.0
+            somebody = 1.0 - (1.0 - still) ** self._rows
+            if somebody < 1e-6:
+                return
+            length += still
+            rows = max(round(self._rows * still / somebody), 1)
+            seconds = self._costs.seconds(drafter, rows, rows * (width + 1))
+            if width:
+                seconds += self._costs.seconds(self._neural, rows, rows * width)
+            spent += somebody * (process.reviews[d] - process.reviews[d - 1]) * seconds
+            if d in LENGTHS:
+                yield Estimate(
+                    Plan(drafter, d, width=width, min_confidence=1.0),
+                    tokens,
+                    spent + self._pass(0, max(round(length), 1) + 1),
+                    min(reviews, max(seen.kept.reviews, ends.reviews)),
+                )
+
     def _longer(self, drafted: Estimate, length: float, spent: float) -> Iterator[Estimate]:
         """A statistical tail, or a tree, behind a neural draft."""
         n, plan = self._neural, drafted.plan
-        reached = partial_sum(self._known.ends[0, plan.drafter].survival(), length)
+        reached = partial_sum(self._chance(0, plan.drafter), length)
         tails = self._sum(0, n)
         for tail in LATER_TAILS:
             seconds = spent + self._pass(n, tail) + self._pass(0, round(length) + tail + 1)
@@ -171,7 +220,8 @@ class Planner:
             return
         gains = self._known.trees[plan.drafter]
         kept = sum(self._known.ends[0, n].survival()[1:5])
-        prior = [reached * kept + (1.2 - reached) * lift for lift in TREE_LIFT]
+        general = partial_sum(self._known.ends[0, plan.drafter].survival(), length)
+        prior = [general * kept + (1.2 - general) * lift for lift in TREE_LIFT]
         means = gains.means(prior)
         for i, nodes in enumerate(SIZES[:3]):
             if nodes > length + 2.0:
@@ -209,11 +259,27 @@ class Planner:
             self._seconds[level, width, tree] = found
         return found
 
+    def _chance(self, level: int, source: int) -> list[float]:
+        """[d]: the chance that d drafted tokens are kept. Where the target has hardly seen them,
+        that a level between them keeps them, and the target what that level drafts."""
+        ends = self._known.ends
+        survival = ends[level, source].survival()
+        known, between = max(
+            [(min(ends[i, source].reviews, ends[0, i].reviews), -i) for i in range(1, source)],
+            default=(0.0, 0),
+        )
+        if level or not known:
+            return survival
+        share = known / (known + GUESS) * GUESS / (ends[0, source].reviews + GUESS)
+        pairs = zip(ends[-between, source].survival(), self._chance(0, -between), strict=True)
+        through = [below * above for below, above in pairs]
+        return [s + share * (t - s) for s, t in zip(survival, through, strict=True)]
+
     def _sum(self, level: int, source: int) -> list[float]:
         """[d]: expected kept tokens of d drafted ones."""
         found = self._sums.get((level, source))
         if found is None:
-            survival = self._known.ends[level, source].survival()
+            survival = self._chance(level, source)
             if level == 0:
                 survival = [kept * self._goes_on**d for d, kept in enumerate(survival)]
             found = self._sums[level, source] = [0.0, *accumulate(survival[1:])]

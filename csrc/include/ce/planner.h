@@ -24,6 +24,19 @@ struct Plan {
   int tail = 0;           // statistical tokens behind, unseen by the drafters
   int nodes = 0;          // of the tree that the target reviews instead; 0: a chain
   int siblings = 0;       // runners-up beside each token of a neural draft, in a tree
+  // Of a drafter alone, or above statistical drafts: its draft ends, before it has `tokens`, where
+  // its confidence falls below. 0: it does not.
+  double min_confidence = 0.0;
+};
+
+// Drafts that end where their confidence falls below a plan's: where they ended, and how many
+// tokens of each the target kept. Ends before the plan's length count as rejections in both.
+struct Confident {
+  // `kept` of `drafted` tokens, where up to `most` were wanted.
+  void add(int kept, int drafted, int most);
+  void scale(double factor);
+
+  Ends drafted{1.0}, kept{1.0};
 };
 
 // One row: what is known of it alone, and how far its drafts have come.
@@ -47,6 +60,11 @@ class Knowledge {
   size_t pair(int level, int source) const;
   Ends& ends(int level, int source) { return ends_[pair(level, source)]; }
   const Ends& ends(int level, int source) const { return ends_[pair(level, source)]; }
+  // Of a drafter that drafts on its own, or above statistical drafts.
+  Confident& confident(int drafter, bool above) { return confident_.at(2 * drafter + above); }
+  const Confident& confident(int drafter, bool above) const {
+    return confident_.at(2 * drafter + above);
+  }
   TreeGains& trees(int drafter) { return trees_.at(drafter); }
   const TreeGains& trees(int drafter) const { return trees_.at(drafter); }
   int neural() const { return neural_; }
@@ -74,6 +92,7 @@ class Knowledge {
   int neural_;
   std::vector<Ends> ends_;
   std::vector<TreeGains> trees_;
+  std::vector<Confident> confident_;
   std::vector<Beliefs> beliefs_;
   double reviews_ = 0.0;                   // of the target, in all
   std::vector<double> seen_, trees_seen_;  // what that was when they were last told of
@@ -82,12 +101,13 @@ class Knowledge {
 // What one target review is expected to give and to take, for all rows.
 struct Estimate {
   Plan plan;
-  double tokens = 1.0;   // of a row, on average
-  double seconds = 1.0;  // of all of it
-  double reviews = 0.0;  // that the estimate of its tokens rests on
-  int drafting = 0;      // rows that follow the plan; others decode plainly
-  int kind = 0;          // plans of one kind differ in lengths only
-  double share = 0.0;    // of the tokens, that rows give that draft
+  double tokens = 1.0;    // of a row, on average
+  double seconds = 1.0;   // of all of it
+  double reviews = 0.0;   // that the estimate of its tokens rests on
+  int drafting = 0;       // rows that follow the plan; others decode plainly
+  int kind = 0;           // plans of one kind differ in lengths only
+  double share = 0.0;     // of the tokens, that rows give that draft
+  double one_more = 0.0;  // seconds that one more drafted token of a row takes
   double rate() const { return tokens / seconds; }
 };
 
@@ -108,13 +128,18 @@ class Evaluation {
  private:
   struct Writing;
 
-  void average(const std::vector<const RowRecord*>& rows);
-  void offer(Plan plan, double tokens, double seconds, double reviews);
+  void average();
+  Survival average(const Survival& general, size_t pair) const;
+  void infer(int source);
+  void offer(const Plan& plan, double tokens, double seconds, double reviews,
+             double one_more = 0.0);
   void lone_chains();
   void lone_trees();
   void neural_plans(int drafter, int second, int second_tokens, int width);
+  void confident_plans(int drafter, int width);
   void longer(const Plan& plan, double tokens, double reviews, double length, double spent);
   Writing writing(int level, int width);
+  double writing_by(int rows, int level, int width) const;
   double pass(int level, int width, bool tree = false);
   double tree_mean(double general) const;
   // Seconds around what drafting rows do in one go.
@@ -126,7 +151,7 @@ class Evaluation {
   double overhead_, goes_on_;
   bool trees_;
   std::vector<Survival> survivals_, sums_;  // by pair; sums_[d]: kept of d drafted tokens
-  std::vector<Frailty> frailties_;          // of the drafting rows, by the statistical level
+  std::vector<const RowRecord*> records_;   // of the drafting rows
   std::vector<double> seconds_;             // by level, tree and width; < 0: not asked yet
   std::vector<int64_t> reaches_;
   std::vector<int> slots_;
@@ -180,6 +205,7 @@ class Planner {
 
  private:
   double corrected(const Estimate& estimate) const;
+  void set_confidence(Estimate& estimate, double rate) const;
   void order(const std::vector<std::shared_ptr<RowRecord>>& rows);
   double gain(const Choice& choice, const Estimate& each, const Demand& demand) const;
   bool worth_trying(const Choice& choice, const std::vector<Estimate>& kinds,
