@@ -269,7 +269,8 @@ void Evaluation::confident_plans(int drafter, int width) {
   const Survival kept = average(seen.kept.survival(), pair);
   const Survival going = average(seen.drafted.survival(), pair);
   const Writing written = writing(drafter, width);
-  double tokens = 1.0, length = 0.0, spent = around(), goes_on = 1.0;
+  double tokens = 1.0, length = 0.0, spent = around(), goes_on = 1.0, seconds = 0.0;
+  int last = 0;
   for (int d = 1, next = 0; d <= kLongest; ++d) {
     goes_on *= goes_on_;
     tokens += known * kept[d] + (1.0 - known) * survivals_[pair][d] * goes_on;
@@ -277,8 +278,9 @@ void Evaluation::confident_plans(int drafter, int width) {
     const double any = 1.0 - std::pow(1.0 - still, drafting_);
     if (any < 1e-6) break;
     length += still;
-    spent += any * (written.process.reviews[d] - written.process.reviews[d - 1]) *
-             writing_by(std::max(rounded(drafting_ * still / any), 1), drafter, width);
+    const int rows = std::max(rounded(drafting_ * still / any), 1);
+    if (rows != last) last = rows, seconds = writing_by(rows, drafter, width);
+    spent += any * (written.process.reviews[d] - written.process.reviews[d - 1]) * seconds;
     if (d != kLengths[next]) continue;
     ++next;
     const int wide = std::max(rounded(length), 1);
