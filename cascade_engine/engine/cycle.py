@@ -227,7 +227,7 @@ class Cycle:
 
     def _drafts_alone(self, level: int, row: Row) -> bool:
         neural = self._neural[level]
-        able = level > 0 and neural.drafts and (neural.rejects or not row.sampler.rejects)
+        able = level > 0 and neural.drafts
         return able and row.allowed is None and row.frontier[level] == row.length
 
     def _emit(self, row: Row) -> StepOutput:

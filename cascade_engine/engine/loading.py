@@ -100,7 +100,7 @@ def load_levels(
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
 
-    rows = TokenRows(options.max_rows, context, vocab_size)
+    rows = TokenRows(options.max_rows, context, vocab_size, backend)
     last = _last_level(backend, rows, ngrams, vocab_size, options)
     neural: list[NeuralLevel] = []
     lines, weight_bytes = [], 0

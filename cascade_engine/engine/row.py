@@ -146,10 +146,8 @@ class Row:
                 unanswered = frozenset(errors)
         if level == 0 and self.params.logprobs is not None:
             logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
-        rejection = None
-        if self.sampler.rejects:
-            rejection = Rejection(self.reviews, level > 0, self.length - frontier)
-            self.reviews += 1
+        rejection = self.rejection(level)
+        self.reviews += 1
         return ReviewItem(
             self.slot,
             frontier,
@@ -162,6 +160,12 @@ class Row:
             unanswered,
             rejection,
         )
+
+    def rejection(self, level: int) -> Rejection | None:
+        """What a level's next review has to know if it goes by the rejection rule."""
+        if not self.sampler.rejects:
+            return None
+        return Rejection(self.reviews, level > 0, self.length - self.frontier[level])
 
     def draft_item(self, action: Draft) -> DraftItem:
         """This row's part where a neural level drafts on its own."""

@@ -86,8 +86,11 @@ class Speculating:
         time of their own, and of what is reviewed. Raises ValueError like a review."""
         speculation, trees = self._speculations[level], drafts[0][1].nodes > 0
         assert speculation is not None
+        asked = self._asked(level, drafts)
+        for row, _ in drafts:
+            row.reviews += 1
         found = speculation.review(
-            self._asked(level, drafts),
+            asked,
             trees,
             self._level,
             1.0 if level == 0 else lenience,
@@ -128,6 +131,7 @@ class Speculating:
                 min(action.tokens, self._contexts[level] - row.length),
                 row.sampler,
                 row.frontier[level],
+                row.rejection(level),
             )
             for row, action in drafts
         ]
@@ -146,7 +150,7 @@ def _drafted_tree(tree: TokenTree | None) -> DraftedTree:
 def _is_simple(row: Row, level: int, trees: bool) -> bool:
     """Nothing of the row is wanted on the host before or beside its review. Drafts that it has go
     along in a chain, as far as nobody asks how likely they were."""
-    asks = row.allowed is not None or row.sampler.rejects or row.tree is not None
+    asks = row.allowed is not None or row.tree is not None
     asks = asks or (level == 0 and row.params.logprobs is not None)
     certain = row.length == row.frontier[level] if trees or level else True
     return not asks and certain

@@ -59,7 +59,7 @@ class NeuralLevel:
         self.drafts = True
         """Whether `draft` is there; where not, a review of nothing gives a token at a time."""
         self.rejects = isinstance(backend, CpuBackend)
-        """Whether `draft` is there for rows that go by the rejection rule."""
+        """Whether segments are there for rows that go by the rejection rule."""
         self.cascades = True
         """Whether it can draft with a level below it by itself (see segments.py)."""
         num_rows, capacity = rows.tokens.shape

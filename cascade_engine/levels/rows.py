@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 
 from cascade_engine.levels.tree import TokenTree
-from cascade_engine.ops import DraftDistributions, Sampler
+from cascade_engine.ops import (
+    CpuBackend,
+    CudaBackend,
+    DeviceDistributions,
+    DraftDistributions,
+    Sampler,
+)
 
 
 class TokenRows:
@@ -22,12 +28,22 @@ class TokenRows:
     `sources` int32 `[rows]`: how many tokens at a row's beginning an encoder reads;
     `distributions`: all that tokens under review were drawn from, for rows that go by the rejection
     rule: float32 `[vocab_size]` for each token that a neural level drafted since the row's last
-    target review. Without `vocab_size` there are none, and no such rows.
+    target review, where `backend` computes (None: on the host). Without `vocab_size` there are
+    none, and no such rows.
     """
 
-    def __init__(self, rows: int, capacity: int, vocab_size: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        capacity: int,
+        vocab_size: int = 0,
+        backend: CpuBackend | CudaBackend | None = None,
+    ) -> None:
         self.capacity = capacity
-        self.distributions = DraftDistributions(rows, vocab_size) if vocab_size else None
+        self.distributions: DraftDistributions | DeviceDistributions | None = None
+        if vocab_size:
+            make = DraftDistributions if backend is None else backend.distributions
+            self.distributions = make(rows, vocab_size)
         self.tokens = torch.zeros((rows, capacity), dtype=torch.int32)
         self.draft_probs = torch.ones((rows, capacity), dtype=torch.float32)
         self.sources = torch.zeros(rows, dtype=torch.int32)

@@ -6,10 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cascade_engine.levels.neural import NeuralLevel
-from cascade_engine.levels.rows import ReviewItem, TokenRows, Verdict
+from cascade_engine.levels.rows import Rejection, ReviewItem, TokenRows, Verdict
 from cascade_engine.levels.statistical import LEAST_PROBABILITY, Proposal, StatisticalLevel
 from cascade_engine.levels.tree import MAX_NODES, TokenTree, shares_of, unmoved
-from cascade_engine.ops import Ask, CudaSpeculation, Reviewed, Sampler
+from cascade_engine.ops import (
+    Ask,
+    CudaSpeculation,
+    DeviceDistributions,
+    Reviewed,
+    RowRejection,
+    Sampler,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,7 @@ class Speculated:
     depth: int
     sampler: Sampler
     frontier: int | None = None
+    rejection: Rejection | None = None
 
 
 class Speculation:
@@ -84,7 +92,8 @@ class Speculation:
         asks = []
         for each, (slot, length, count) in zip(asked, sizes, strict=True):
             row = (slot, length, count, each.depth, each.sampler, pages.length[slot])
-            asks.append(Ask(*row, _frontier(each), each.proposal.prediction))
+            rejection = self._rejection(each, min(count, each.depth) if trees else count)
+            asks.append(Ask(*row, _frontier(each), each.proposal.prediction, rejection))
         try:
             reviewed = self._action.run(asks, trees, lenience, probs)
         except ValueError:
@@ -100,6 +109,17 @@ class Speculation:
         return [
             (item, self._settled(item, each)) for item, each in zip(items, reviewed, strict=True)
         ]
+
+    def _rejection(self, asked: Speculated, drafts: int) -> RowRejection | None:
+        """Where at most `drafts` of what is drafted are accepted."""
+        if asked.rejection is None:
+            return None
+        number, keeps, own = asked.rejection
+        places = own + drafts + 1 if keeps else 0
+        distributions = self._rows.distributions
+        assert isinstance(distributions, DeviceDistributions)
+        slot, frontier = asked.proposal.slot, _frontier(asked)
+        return RowRejection(distributions, slot, frontier, number, own, places)
 
     def _settled(self, item: ReviewItem, found: Reviewed) -> Verdict:
         n = len(found.gained) - 1

@@ -11,6 +11,7 @@ from cascade_engine._C import (
 from cascade_engine.ops.bias import RelativeBias
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
 from cascade_engine.ops.cuda import CudaBackend
+from cascade_engine.ops.cuda_rejection import DeviceDistributions, RowRejection
 from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation, Reviewed
 from cascade_engine.ops.reference import ReferenceOps
 
@@ -21,6 +22,7 @@ __all__ = [
     "CpuBackend",
     "CudaBackend",
     "CudaSpeculation",
+    "DeviceDistributions",
     "DraftDistributions",
     "Drafter",
     "LinearWeight",
@@ -29,6 +31,7 @@ __all__ = [
     "ReferenceOps",
     "RelativeBias",
     "Reviewed",
+    "RowRejection",
     "Sampler",
     "activation_dtype",
 ]

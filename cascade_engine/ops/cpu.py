@@ -214,6 +214,10 @@ class CpuBackend:
             packed.bias.copy_(bias)
         return packed
 
+    def distributions(self, rows: int, vocab: int) -> _C.DraftDistributions:
+        """What drafted tokens of rows were drawn from, for the rejection rule."""
+        return _C.DraftDistributions(rows, vocab)
+
     def recorder(self) -> Recorder:
         return Recorder(self)
 

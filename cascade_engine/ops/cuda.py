@@ -10,6 +10,7 @@ import operator
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
-from cascade_engine.ops.cuda_action import MAX_MATCH
+from cascade_engine.ops.cuda_action import MAX_ALONE, MAX_MATCH
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_floats, host_ints
 from cascade_engine.ops.cuda_recorder import CudaRecorder
+from cascade_engine.ops.cuda_rejection import DeviceDistributions, RowRejection
 from cascade_engine.ops.cuda_review import CudaReview
 from cascade_engine.ops.cuda_segments import CudaSegments, SegmentAsk, counted
 from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation
@@ -132,6 +134,10 @@ class CudaBackend:
             packed.bias.copy_(bias)
         return packed
 
+    def distributions(self, rows: int, vocab: int) -> DeviceDistributions:
+        """What drafted tokens of rows were drawn from, for the rejection rule."""
+        return DeviceDistributions(rows, vocab, self.device)
+
     def recorder(self) -> CudaRecorder:
         recorder = CudaRecorder(self.launcher, self.graphs)
         self._review.programs.append(recorder.program)
@@ -167,19 +173,25 @@ class CudaBackend:
         counts: Sequence[int],
         samplers: Sequence[Any],
         left_padded: bool = False,
-        distributions: Any = None,
+        distributions: DeviceDistributions | None = None,
         reviews: Sequence[int] = (),
         min_confidences: Sequence[float] = (),
     ) -> list[int]:
-        """As `_C.draft`, for rows that go by the `exact` rule: the passes of a level that drafts on
-        its own, one wait for all. Batches are always dense."""
+        """As `_C.draft`: the passes of a level that drafts on its own, one wait for all. Batches
+        are always dense."""
         action = self._alone.get(program)
         if action is None:
             action = CudaSpeculation(self.launcher, program, logits, vocab, graphs=self.graphs)
             self._alone[program] = action
+        most = CONFIDENT_PASSES if any(min_confidences) else MAX_ALONE
         sizes = zip(rows, lengths, counts, samplers, cached, strict=True)
         asks = [Ask(row, n, k, 0, sampler, begin, n) for row, n, k, sampler, begin in sizes]
-        drafted = action.draft(asks, CONFIDENT_PASSES if any(min_confidences) else None)
+        if distributions is not None:
+            asks = [
+                _rejecting(ask, distributions, number, most) if ask.sampler.rejects else ask
+                for ask, number in zip(asks, reviews, strict=True)
+            ]
+        drafted = action.draft(asks, most)
         made = []
         for ask, found, least in zip(
             asks, drafted, min_confidences or [0.0] * len(asks), strict=True
@@ -189,6 +201,8 @@ class CudaBackend:
             place = ask.row * token_stride + ask.length
             host_ints(tokens + 4 * place, n).copy_(torch.tensor(found.tokens[:n]))
             host_floats(probs + 4 * place, n).copy_(torch.tensor(found.probs[:n]))
+            if ask.rejection is not None:
+                ask.rejection.settle(n)
             made.append(n)
         return made
 
@@ -252,3 +266,10 @@ class CudaBackend:
     def propose_trees(self, drafter: _C.Drafter, **arguments: Any) -> list[int]:
         """Trees and chains by n-gram statistics, on the host as well."""
         return self._cpu.propose_trees(drafter, **arguments)
+
+
+def _rejecting(ask: Ask, distributions: DeviceDistributions, number: int, most: int) -> Ask:
+    """The same of a row that goes by the rejection rule, with the number of its first review."""
+    places = min(ask.count, most)
+    part = RowRejection(distributions, ask.row, ask.length, number, places=places)
+    return replace(ask, rejection=part)

@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import torch
 
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, Shape
+from cascade_engine.ops.cuda_rejection import RejectionMemory
 from cascade_engine.ops.device_learned import DeviceLearned
 from cascade_engine.ops.device_table import NO_TABLE
 from cascade_engine.ops.launch import Launcher
 
 TREE_DOUBTS = 3 * 2 * 8
 """Numbers of the native Drafter's doubts that are about trees."""
+MAX_ALONE = 16
+"""Passes of a level on its own in one action."""
 MAX_MATCH = 32
 """Longest suffix that Max-Gram tells apart."""
 
@@ -29,6 +32,7 @@ class Kind:
     trees: bool = False
     edits: bool = False
     filters: bool = False
+    rejects: bool = False
     predicts: bool = False
     probs: bool = False
     """Of the tokens that rows gain."""
@@ -104,7 +108,9 @@ class Memory:
         self.choice_probs = torch.zeros(rows * shape.logits, 2, device=device)
         self.samplers: dict[str, torch.Tensor] = {}
         self.sampled: list[Any] = []
-        self.edits = self.filters = False
+        self.edits = self.filters = self.rejects = False
+        passes = MAX_ALONE if shape.logits == 1 else 1
+        self.rejection = RejectionMemory(run, rows, shape.logits, passes)
 
 
 class CudaAction:
@@ -209,6 +215,7 @@ class CudaAction:
                 kind,
                 memory,
                 batch,
+                i,
                 num_accepted=report.numbers[0],
                 own=own[i * shape.rows :],
                 lengths=report.numbers[2],
@@ -272,8 +279,10 @@ class CudaAction:
         if self._fills_up:
             self._run("ngram_chain", self._table, **arguments)
 
-    def _decide(self, kind: Kind, memory: Memory, batch: dict[str, Any], **accepted: Any) -> None:
-        """Choice and acceptance over the logits of the last pass."""
+    def _decide(
+        self, kind: Kind, memory: Memory, batch: dict[str, Any], number: int = 0, **outcome: Any
+    ) -> None:
+        """Choice and acceptance over the logits of the last pass, `number` of the action's."""
         program = self.program
         shared = {
             "batch": batch,
@@ -282,25 +291,29 @@ class CudaAction:
             "best": memory.best,
             "probs": memory.choice_probs if kind.probs else None,
         }
-        self._run(
-            "choose",
-            logits=program.data(self._logits),
-            logits_stride=program.cols(self._logits),
-            vocab=self.vocab,
-            allowed=None,
-            edits=kind.edits,
-            filters=kind.filters or kind.probs,
-            processed=self._scratch["processed"] if kind.edits else None,
-            seen=self._scratch["seen"] if kind.edits else None,
+        chosen = {
+            "logits": program.data(self._logits),
+            "logits_stride": program.cols(self._logits),
+            "vocab": self.vocab,
+            "allowed": None,
+            "edits": kind.edits,
+            "filters": kind.filters or kind.probs,
+            "processed": self._scratch["processed"] if kind.edits else None,
+            "seen": self._scratch["seen"] if kind.edits else None,
+            "distributions": memory.rejection.distributions if kind.rejects else None,
             **memory.samplers,
             **shared,
-        )
-        self._run(
-            "accept",
-            tokens=program.on_device.tokens,
-            draft_probs=None,
-            lenience=kind.lenience,
-            kept_stride=MAX_NODES + 1,
-            **accepted,
+        }
+        accepted = {
+            "tokens": program.on_device.tokens,
+            "draft_probs": None,
+            "lenience": kind.lenience,
+            "kept_stride": MAX_NODES + 1,
+            "samplers": memory.samplers["samplers"],
+            **outcome,
             **shared,
-        )
+        }
+        self._run("choose", **chosen)
+        self._run("accept", **accepted)
+        if kind.rejects:
+            self._run("rejection", chosen, accepted, **memory.rejection.arguments(number))

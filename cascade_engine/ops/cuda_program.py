@@ -194,19 +194,15 @@ class CudaProgram:
         """Rows of the last pass, holes not counted."""
         return sum(self._logits if self.buffers[buffer].per_logit else self._counts)
 
-    def read(self, buffer: int, chosen: Sequence[int] | None = None) -> torch.Tensor:
-        """A copy on the host without holes, `[rows, cols]`, of all rows of the last pass or of the
-        chosen ones."""
+    def read(self, buffer: int) -> torch.Tensor:
+        """A copy on the host without holes, `[rows, cols]`, of all rows of the last pass."""
         b = self.buffers[buffer]
         each = self._logits if b.per_logit else self._counts
         width = self.shape.logits if b.per_logit else self.shape.width
         if b.memory is None or sum(each) == 0:
             return torch.empty(0, b.cols, dtype=b.dtype)
-        used = b.memory[: self.shape.rows * width, : b.cols]
-        if chosen is None:
-            used, chosen = self.launcher.fetch(used), range(len(each))
-        parts = torch.cat([used[i * width : i * width + each[i]] for i in chosen])
-        return self.launcher.fetch(parts)
+        used = self.launcher.fetch(b.memory[: self.shape.rows * width, : b.cols])
+        return torch.cat([used[i * width : i * width + n] for i, n in enumerate(each)])
 
     def _check(self, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
         for row, start, count in zip(rows, starts, counts, strict=True):

@@ -1,4 +1,4 @@
-"""The rejection rule for reviews on a device: judged on the host, over a copy of the logits."""
+"""What reviews by the rejection rule need on the device beside what all reviews need."""
 
 from __future__ import annotations
 
@@ -7,28 +7,112 @@ from typing import Any
 
 import torch
 
-from cascade_engine import _C
-from cascade_engine.ops.cuda_program import CudaProgram
-
-PER_ROW = ("rows", "frontiers", "lengths", "samplers", "allowed", "trees", "rejections")
-"""Arguments of `_C.accept` with an entry for each row, or empty."""
+from cascade_engine.ops.launch import Launcher
 
 
-def logits_of(
-    program: CudaProgram, logits: int, chosen: Sequence[int] | None = None
-) -> torch.Tensor:
-    """float32 `[logit rows, cols]` on the host: what lies at device address `logits`, of all rows
-    of the last pass or of the chosen ones."""
-    buffer = next(i for i in range(len(program.buffers)) if program.data(i) == logits)
-    return program.read(buffer, chosen).contiguous()
+class DeviceDistributions:
+    """As the native DraftDistributions, in device memory: for drafted tokens of each row, by
+    position, what they were drawn from, float32 `[vocab]`."""
+
+    def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
+        self.vocab = vocab
+        self._device = device
+        self._rows: list[dict[int, torch.Tensor]] = [{} for _ in range(rows)]
+
+    @property
+    def held(self) -> int:
+        """Distributions in use."""
+        return sum(map(len, self._rows))
+
+    def new(self) -> torch.Tensor:
+        """Memory for one."""
+        return torch.empty(self.vocab, device=self._device)
+
+    def find(self, row: int, position: int) -> torch.Tensor | None:
+        """None: the token was proposed with certainty."""
+        return self._rows[row].get(position)
+
+    def put(self, row: int, position: int, probs: torch.Tensor) -> None:
+        self._rows[row][position] = probs
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forgets the tokens of a row from position `length` on."""
+        kept = self._rows[row]
+        self._rows[row] = {p: probs for p, probs in kept.items() if p < length}
+
+    def clear(self, row: int) -> None:
+        """Forgets a row."""
+        self._rows[row] = {}
 
 
-def accept_on_host(
-    context: Any, program: CudaProgram, chosen: Sequence[int], given: dict[str, Any]
-) -> list[tuple[int, int, list[int]]]:
-    """`_C.accept` for rows `chosen` of a review with its arguments `given`, whose logits are the
-    device's. Reads and writes the host's token rows, as every review does."""
-    copy = logits_of(program, given["logits"], chosen)
-    parts = {name: [given[name][i] for i in chosen] if given.get(name) else [] for name in PER_ROW}
-    shared = {"logits": copy.data_ptr(), "logits_stride": copy.shape[1], "logit_rows": len(copy)}
-    return _C.accept(context, **{**given, **parts, **shared})
+class RowRejection:
+    """One row's part in a review, or in reviews of nothing one after the other, of which `number`
+    is the first among all of the row. The `own` tokens from the frontier on are drafts of the row
+    itself. `places`: tokens that the reviews leave at most, where their distributions are kept for
+    a better level; else 0."""
+
+    def __init__(
+        self,
+        distributions: DeviceDistributions,
+        row: int,
+        frontier: int,
+        number: int,
+        own: int = 0,
+        places: int = 0,
+    ) -> None:
+        self._distributions, self._row, self._frontier = distributions, row, frontier
+        self.number = number
+        self.drawn = [distributions.find(row, frontier + j) for j in range(own)]
+        # Not where they were: a review that fails leaves what there is.
+        self.kept = [distributions.new() for _ in range(places)]
+
+    def settle(self, gained: int) -> None:
+        """The row has `gained` tokens from the frontier on."""
+        end = self._frontier + gained if self.kept else 0
+        self._distributions.truncate(self._row, end)
+        for i, probs in enumerate(self.kept[:gained]):
+            self._distributions.put(self._row, self._frontier + i, probs)
+
+
+class RejectionMemory:
+    """Of reviews of one shape, at addresses that stay: `passes` of them one after the other."""
+
+    def __init__(self, run: Launcher, rows: int, width: int, passes: int = 1) -> None:
+        self._run, self._rows, self._width = run, rows, width
+        size, device = rows * width, run.device
+        self._told_host = run.staging(passes, 2 * size + rows, dtype=torch.int64)
+        self._told = torch.zeros(passes, 2 * size + rows, dtype=torch.int64, device=device)
+        self.distributions = torch.zeros(size, 3, dtype=torch.int64, device=device)
+        self._rests = torch.zeros(size, 2, dtype=torch.int64, device=device)
+        self._judged = torch.zeros(size, 3, dtype=torch.int32, device=device)
+
+    def upload(self, rows: Sequence[RowRejection | None]) -> None:
+        """What the reviews have to know of each row; with the next wait it has been read."""
+        host, size = self._told_host, self._rows * self._width
+        host.zero_()
+        several = len(host) > 1
+        for r, row in enumerate(rows):
+            if row is None:
+                continue
+            first = r * self._width
+            kept = torch.tensor([probs.data_ptr() for probs in row.kept], dtype=torch.int64)
+            drawn = [0 if probs is None else probs.data_ptr() for probs in row.drawn]
+            host[0, first : first + len(drawn)] = torch.tensor(drawn, dtype=torch.int64)
+            if several:
+                host[: len(kept), size + first] = kept
+            else:
+                host[0, size + first : size + first + len(kept)] = kept
+            host.view(torch.int32)[:, 4 * size + r] = row.number + torch.arange(len(host))
+        self._run.upload(self._told, host)
+
+    def arguments(self, i: int = 0) -> dict[str, Any]:
+        """Of pass i, as RejectionArgs has them."""
+        size = self._rows * self._width
+        told = self._told[i]
+        return {
+            "drawn": told[:size],
+            "kept": told[size : 2 * size],
+            "numbers": told[2 * size :].view(torch.int32),
+            "rests": self._rests,
+            "judged": self._judged,
+        }

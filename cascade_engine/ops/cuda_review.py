@@ -10,7 +10,7 @@ import torch
 from cascade_engine import _C
 from cascade_engine.ops.cpu import CpuBackend
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_floats, host_ints
-from cascade_engine.ops.cuda_rejection import accept_on_host, logits_of
+from cascade_engine.ops.cuda_rejection import DeviceDistributions, RejectionMemory, RowRejection
 from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.launch import Launcher
 
@@ -57,25 +57,9 @@ class CudaReview:
         self._cpu = cpu
         self._samplers: tuple[list[Any], int, DeviceSamplers] | None = None
         self._scratch: dict[str, torch.Tensor] = {}
+        self._rejections: dict[tuple[int, int], RejectionMemory] = {}
 
     def accept(
-        self, rejections: Sequence[Any] = (), distributions: Any = None, **given: Any
-    ) -> list[tuple[int, int, list[int]]]:
-        """As `_C.accept`. Rows that go by the rejection rule are judged on the host; what the
-        others get does not depend on them. Raises ValueError when a row's logits allow no token."""
-        rejecting = [i for i, sampler in enumerate(given["samplers"]) if sampler.rejects]
-        results: list[tuple[int, int, list[int]]] = [(0, 0, [])] * len(given["samplers"])
-        if len(rejecting) < len(results):
-            results = self._accept(skipped=rejecting, **given)
-        if rejecting:
-            program = self._program(given["logits"])
-            given |= {"rejections": rejections, "distributions": distributions}
-            judged = accept_on_host(self._cpu.context, program, rejecting, given)
-            for i, verdict in zip(rejecting, judged, strict=True):
-                results[i] = verdict
-        return results
-
-    def _accept(
         self,
         logits: int,
         logits_stride: int,
@@ -91,9 +75,11 @@ class CudaReview:
         allowed: Sequence[int] = (),
         logit_rows: int = -1,
         trees: Sequence[tuple[list[int], list[int], list[float]]] = (),
-        skipped: Sequence[int] = (),
+        rejections: Sequence[tuple[int, bool, int]] = (),
+        distributions: DeviceDistributions | None = None,
     ) -> list[tuple[int, int, list[int]]]:
-        """Acceptance by the `exact` rule; of skipped rows nothing is taken over."""
+        """As `_C.accept`. Raises ValueError when a row's logits allow no token, and leaves the rows
+        as they were."""
         needed = sum(end - begin + 1 for begin, end in zip(frontiers, lengths, strict=True))
         if logit_rows >= 0 and needed != logit_rows:
             raise ValueError(
@@ -125,6 +111,13 @@ class CudaReview:
             kept = torch.zeros(shape.rows, shape.logits, device=self._run.device)
         out = torch.zeros(4, shape.rows, dtype=torch.int32, device=self._run.device)
         paths = torch.zeros(shape.rows, MAX_NODES, dtype=torch.int32, device=self._run.device)
+        rejecting: list[RowRejection | None] = [None] * len(rows)
+        memory = None
+        if given.rejects:
+            reviews = zip(rows, frontiers, lengths, rejections, strict=True)
+            rejecting = _rejecting(samplers, list(reviews), distributions, vocab)
+            memory = self._rejection_memory(shape.rows, shape.logits)
+            memory.upload(rejecting)
         shared = {
             "batch": program.batch if trees else {**program.batch, "bases": None},
             "wanted": program.wanted,
@@ -132,45 +125,50 @@ class CudaReview:
             "best": self._zeros("best", size, torch.int64),
             "probs": None if probs == 0 else self._zeros("probs", 2 * size, torch.float32),
         }
-        self._run(
-            "choose",
-            logits=logits,
-            logits_stride=logits_stride,
-            vocab=vocab,
-            allowed=masks,
-            edits=edits,
-            filters=given.filters or probs != 0,
-            processed=self._zeros("processed", size * vocab, torch.float32) if edits else None,
-            seen=self._zeros("seen", size * vocab, torch.int32) if edits else None,
+        chosen = {
+            "logits": logits,
+            "logits_stride": logits_stride,
+            "vocab": vocab,
+            "allowed": masks,
+            "edits": edits,
+            "filters": given.filters or probs != 0,
+            "processed": self._zeros("processed", size * vocab, torch.float32) if edits else None,
+            "seen": self._zeros("seen", size * vocab, torch.int32) if edits else None,
+            "distributions": None if memory is None else memory.distributions,
             **given.arguments(),
             **shared,
-        )
+        }
+        self._run("choose", **chosen)
         for row, frontier, length in zip(rows, frontiers, lengths, strict=True):
             program.on_device.forget(row, frontier, length + 1)
-        self._run(
-            "accept",
-            tokens=program.on_device.tokens,
-            draft_probs=draft_probs,
-            lenience=lenience,
-            num_accepted=out[0],
-            own=out[1],
-            lengths=out[2],
-            paths=paths if trees else None,
-            path_lengths=out[3] if trees else None,
-            kept_probs=kept,
-            kept_stride=shape.logits,
+        accepted = {
+            "tokens": program.on_device.tokens,
+            "draft_probs": draft_probs,
+            "lenience": lenience,
+            "num_accepted": out[0],
+            "own": out[1],
+            "lengths": out[2],
+            "paths": paths if trees else None,
+            "path_lengths": out[3] if trees else None,
+            "kept_probs": kept,
+            "kept_stride": shape.logits,
+            "samplers": given.memory,
             **shared,
-        )
+        }
+        self._run("accept", **accepted)
+        if memory is not None:
+            self._run("rejection", chosen, accepted, **memory.arguments())
         decided = Decided(out, paths, kept).fetched(self._run)
         num_accepted, owns, _, _ = decided.numbers.tolist()
-        results: list[tuple[int, int, list[int]]] = []
-        for i, (row, frontier) in enumerate(zip(rows, frontiers, strict=True)):
-            if i in skipped:
-                results.append((0, 0, []))
-                continue
-            n, own = num_accepted[i], owns[i]
+        for n, own, frontier in zip(num_accepted, owns, frontiers, strict=False):
             if own < 0:
                 raise ValueError(REASONS[own].format(frontier + n))
+        results: list[tuple[int, int, list[int]]] = []
+        for i, (row, frontier) in enumerate(zip(rows, frontiers, strict=True)):
+            n, own = num_accepted[i], owns[i]
+            part = rejecting[i]
+            if part is not None:
+                part.settle(n + 1)
             nodes = trees[i][0] if trees else []
             path = decided.paths[i, :n].tolist() if nodes else []
             if nodes:
@@ -185,7 +183,9 @@ class CudaReview:
 
     def on_host(self, name: str, logits: int, **arguments: Any) -> Any:
         """A native function of the CPU over a copy of the logits."""
-        copy = logits_of(self._program(logits), logits)
+        program = self._program(logits)
+        buffer = next(i for i in range(len(program.buffers)) if program.data(i) == logits)
+        copy = program.read(buffer).contiguous()
         return getattr(_C, name)(self._cpu.context, copy.data_ptr(), **arguments)
 
     def _program(self, logits: int) -> CudaProgram:
@@ -208,6 +208,11 @@ class CudaReview:
             kept = (list(samplers), rows, DeviceSamplers(self._run, params, vocab))
             self._samplers = kept
         return kept[2]
+
+    def _rejection_memory(self, rows: int, width: int) -> RejectionMemory:
+        if (rows, width) not in self._rejections:
+            self._rejections[rows, width] = RejectionMemory(self._run, rows, width)
+        return self._rejections[rows, width]
 
     def _masks(
         self,
@@ -253,3 +258,23 @@ class CudaReview:
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch[name] = torch.zeros(size, dtype=dtype, device=self._run.device)
         return self._scratch[name]
+
+
+def _rejecting(
+    samplers: Sequence[Any],
+    reviews: Sequence[tuple[int, int, int, tuple[int, bool, int]]],
+    distributions: DeviceDistributions | None,
+    vocab: int,
+) -> list[RowRejection | None]:
+    """Of reviews (row, frontier, length, rejection) those that reject."""
+    if distributions is None or distributions.vocab != vocab:
+        raise ValueError(
+            f"the rejection rule compares whole distributions over {vocab} tokens: pass such "
+            "distributions"
+        )
+    return [
+        RowRejection(distributions, row, begin, number, own, end - begin + 1 if keeps else 0)
+        if sampler.rejects
+        else None
+        for sampler, (row, begin, end, (number, keeps, own)) in zip(samplers, reviews, strict=True)
+    ]

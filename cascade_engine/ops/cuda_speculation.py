@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.ops.cuda_action import ASKED, Asked, CudaAction, Kind, Memory, Report
+from cascade_engine.ops.cuda_action import (
+    ASKED,
+    MAX_ALONE,
+    Asked,
+    CudaAction,
+    Kind,
+    Memory,
+    Report,
+)
 from cascade_engine.ops.cuda_program import (
     PAGE_TOKENS,
     CudaProgram,
@@ -18,12 +26,11 @@ from cascade_engine.ops.cuda_program import (
     bucket,
     logit_bucket,
 )
+from cascade_engine.ops.cuda_rejection import RowRejection
 from cascade_engine.ops.cuda_review import REASONS
 from cascade_engine.ops.device_actions import DeviceActions, halves
 from cascade_engine.ops.launch import Launcher
 
-MAX_ALONE = 16
-"""Passes of a level on its own in one action."""
 NOBODY = [0, 0, -1, *[0] * (ASKED - 3)]
 
 
@@ -41,6 +48,7 @@ class Ask:
     cached: int
     frontier: int
     prediction: torch.Tensor | None = None
+    rejection: RowRejection | None = None
 
 
 class Reviewed(NamedTuple):
@@ -143,6 +151,8 @@ class CudaSpeculation(DeviceActions):
         host = torch.tensor(told, dtype=torch.int32)
         memory.asked_host[:2] = host[:, :2].reshape(2, -1)
         memory.asked_host[2:] = host[:, 2:].T
+        if memory.rejects:
+            memory.rejection.upload([ask.rejection for ask in asks])
         Asked.of(memory.asked_host).learned[0] = self._action.learned.size
         self._run.upload(memory.asked, memory.asked_host)
 
@@ -152,11 +162,14 @@ class CudaSpeculation(DeviceActions):
         """What came back; the rows' tokens are on the device already."""
         accepted, own, _, _, drafted = report.numbers.tolist()
         paths, parents, tokens = report.lists.tolist()
+        for ask, n, token in zip(asks, accepted, own, strict=False):
+            if token < 0:
+                raise ValueError(REASONS[token].format(ask.frontier + n))
         found = []
         for i, ask in enumerate(asks):
             n, k = accepted[i], drafted[i]
-            if own[i] < 0:
-                raise ValueError(REASONS[own[i]].format(ask.frontier + n))
+            if ask.rejection is not None:
+                ask.rejection.settle(n + 1)
             above, path = (parents[i][:k], paths[i][:n]) if trees else ([], range(n))
             host = self._program.host_tokens[ask.row, ask.frontier : ask.length].tolist()
             reviewed = [*host, *tokens[i][:k]]

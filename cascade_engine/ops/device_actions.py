@@ -53,7 +53,7 @@ class DeviceActions:
         if memory is None:
             memory = self._memory[kind.shape] = self._new_memory(kind.shape)
         moved = self._fill_samplers(memory, [ask.sampler for ask in asks])
-        kind = replace(kind, edits=memory.edits, filters=memory.filters)
+        kind = replace(kind, edits=memory.edits, filters=memory.filters, rejects=memory.rejects)
         moved = self._action.reserve(kind) or moved
         if self._graphs is not None and (moved or moves != self._moves):
             self._graphs.clear()
@@ -81,7 +81,8 @@ class DeviceActions:
                 )
                 moved = True
             kept[: tensor.numel()] = tensor.view(-1)
-        memory.sampled, memory.edits, memory.filters = samplers, new.edits, new.filters
+        memory.sampled, memory.rejects = samplers, new.rejects
+        memory.edits, memory.filters = new.edits, new.filters
         return moved
 
     def _prediction(self, ask: RowAsk) -> torch.Tensor | None:

@@ -21,7 +21,7 @@ class DeviceSamplers:
     """Rows of DeviceSampler (csrc/include/ce/cuda_kernels.h) with their lists.
 
     `params` has one mapping a row with the keywords of the native Sampler, which has checked them.
-    `edits` and `filters` say which kernels the rows need together.
+    `edits`, `filters` and `rejects` say which kernels the rows need together.
     """
 
     def __init__(self, launcher: Launcher, params: Sequence[Mapping[str, Any]], vocab: int) -> None:
@@ -29,18 +29,20 @@ class DeviceSamplers:
         memory = torch.zeros(len(params), size, dtype=torch.uint8)
         biases: list[tuple[int, float]] = []
         stops: list[int] = []
-        self.edits = self.filters = False
+        self.edits = self.filters = self.rejects = False
         for row, p in zip(memory, params, strict=True):
             lists = {"bias_begin": len(biases), "stop_begin": len(stops)}
             biases += _merged(p["logit_bias"])
             stops += p["stop_ids"]
             lists |= {"bias_end": len(biases), "stop_end": len(stops)}
+            rejects = p.get("rejection", False) and p["temperature"] > 0
             scalars = {key: p[key] for key in SCALARS}
             for key in ("top_k", "prompt_length", "min_tokens", "source_length"):
                 scalars[key] = min(scalars[key], LIMIT // 2)
-            launcher.module.pack_sampler(row.data_ptr(), **scalars, **lists)
+            launcher.module.pack_sampler(row.data_ptr(), **scalars, **lists, rejects=rejects)
             self.edits |= _edits(p)
-            self.filters |= _filters(p, vocab)
+            self.rejects |= rejects
+            self.filters |= rejects or _filters(p, vocab)
         ids, values = [i for i, _ in biases] or [0], [v for _, v in biases] or [0.0]
         device = launcher.device
         self.memory = launcher.send(memory)

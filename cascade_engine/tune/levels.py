@@ -21,7 +21,7 @@ class RecordedLevel(NeuralLevel):
         self.vocab_size, self.left_padded = level.vocab_size, False
         self.rows = rows
         self._number, self.cascades = number, False
-        self.drafts, self.rejects = level.drafts, level.rejects
+        self.drafts = level.drafts
         self._recordings = recordings
         count, capacity = rows.tokens.shape
         self.row_tokens = min(self.context, capacity)

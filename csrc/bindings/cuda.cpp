@@ -167,35 +167,52 @@ void pack_sampler(std::uintptr_t out, const py::kwargs& kwargs) {
   k.take("frequency_penalty", s.frequency_penalty);
   k.take("top_k", s.top_k).take("sample_index", s.sample_index).take("seed", s.seed);
   k.take("prompt_length", s.prompt_length).take("min_tokens", s.min_tokens);
-  k.take("source_length", s.source_length);
+  k.take("source_length", s.source_length).take("rejects", s.rejects);
   k.take("bias_begin", s.bias_begin).take("bias_end", s.bias_end);
   k.take("stop_begin", s.stop_begin).take("stop_end", s.stop_end).finish();
+}
+
+ChooseArgs choose_args(const py::dict& values) {
+  ChooseArgs a;
+  Keywords k("choose", values);
+  k.take("batch", a.batch).take("wanted", a.wanted).take("logit_width", a.logit_width);
+  k.take("logits", a.logits).take("logits_stride", a.logits_stride).take("vocab", a.vocab);
+  k.take("samplers", a.samplers).take("bias_ids", a.bias_ids);
+  k.take("bias_values", a.bias_values).take("stop_ids", a.stop_ids).take("allowed", a.allowed);
+  k.take("edits", a.edits).take("filters", a.filters).take("processed", a.processed);
+  k.take("seen", a.seen).take("best", a.best).take("probs", a.probs);
+  k.take("distributions", a.distributions).finish();
+  return a;
+}
+
+AcceptArgs accept_args(const py::dict& values) {
+  AcceptArgs a;
+  Keywords k("accept", values);
+  k.take("batch", a.batch).take("wanted", a.wanted).take("logit_width", a.logit_width);
+  k.take("best", a.best).take("tokens", a.tokens).take("draft_probs", a.draft_probs);
+  k.take("probs", a.probs).take("lenience", a.lenience).take("num_accepted", a.num_accepted);
+  k.take("own", a.own).take("lengths", a.lengths).take("paths", a.paths);
+  k.take("path_lengths", a.path_lengths).take("kept_probs", a.kept_probs);
+  k.take("kept_stride", a.kept_stride).take("samplers", a.samplers).finish();
+  return a;
 }
 
 void bind_choices(py::module_& m) {
   m.attr("SAMPLER_BYTES") = sizeof(DeviceSampler);
   m.def("pack_sampler", &pack_sampler);
-  m.def("choose", [](Stream stream, const py::kwargs& kwargs) {
-    ChooseArgs a;
-    Keywords k("choose", kwargs);
-    k.take("batch", a.batch).take("wanted", a.wanted).take("logit_width", a.logit_width);
-    k.take("logits", a.logits).take("logits_stride", a.logits_stride).take("vocab", a.vocab);
-    k.take("samplers", a.samplers).take("bias_ids", a.bias_ids);
-    k.take("bias_values", a.bias_values).take("stop_ids", a.stop_ids).take("allowed", a.allowed);
-    k.take("edits", a.edits).take("filters", a.filters).take("processed", a.processed);
-    k.take("seen", a.seen).take("best", a.best).take("probs", a.probs).finish();
-    choose(a, stream);
-  });
-  m.def("accept", [](Stream stream, const py::kwargs& kwargs) {
-    AcceptArgs a;
-    Keywords k("accept", kwargs);
-    k.take("batch", a.batch).take("wanted", a.wanted).take("logit_width", a.logit_width);
-    k.take("best", a.best).take("tokens", a.tokens).take("draft_probs", a.draft_probs);
-    k.take("probs", a.probs).take("lenience", a.lenience).take("num_accepted", a.num_accepted);
-    k.take("own", a.own).take("lengths", a.lengths).take("paths", a.paths);
-    k.take("path_lengths", a.path_lengths).take("kept_probs", a.kept_probs);
-    k.take("kept_stride", a.kept_stride).finish();
-    accept(a, stream);
+  m.def("choose",
+        [](Stream stream, const py::kwargs& kwargs) { choose(choose_args(kwargs), stream); });
+  m.def("accept",
+        [](Stream stream, const py::kwargs& kwargs) { accept(accept_args(kwargs), stream); });
+  m.def("rejection", [](Stream stream, const py::dict& chosen, const py::dict& accepted,
+                        const py::kwargs& kwargs) {
+    RejectionArgs a;
+    a.chosen = choose_args(chosen);
+    a.accepted = accept_args(accepted);
+    Keywords k("rejection", kwargs);
+    k.take("numbers", a.numbers).take("drawn", a.drawn).take("kept", a.kept);
+    k.take("rests", a.rests).take("judged", a.judged).finish();
+    rejection(a, stream);
   });
 }
 

@@ -260,6 +260,7 @@ py::dict sampler_params(const Sampler& sampler) {
   out["sample_index"] = p.sample_index;
   out["prompt_length"] = p.prompt_length;
   out["source_length"] = p.source_length;
+  out["rejection"] = p.rejection;
   return out;
 }
 

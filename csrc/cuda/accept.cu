@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kWarp) accept_kernel(AcceptArgs args) {
   const int r = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   const int32_t slot = args.batch.slots[r];
   if (slot < 0 || args.wanted[r] <= 0) return;
+  if (args.samplers != nullptr && args.samplers[r].rejects) return;
   const int nodes = args.wanted[r] - 1, before = args.batch.counts[r] - nodes;
   const int32_t base = args.batch.starts[r] + before;
   const int64_t first = static_cast<int64_t>(r) * args.logit_width;

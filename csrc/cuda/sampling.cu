@@ -1,8 +1,7 @@
 // From logits to tokens: processors, filters, and arg max or Gumbel-max, in the order of
 // sampling.h. Sums of probabilities are integers (weights in units of 2^-44), so that they do not
 // depend on the order in which threads add.
-#include "cuda/batch.h"
-#include "cuda/noise.h"
+#include "cuda/distribution.h"
 
 namespace ce::cuda {
 namespace {
@@ -10,25 +9,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kVocabBlock = 4 * kThreads;  // tokens a block looks at in one go: a Philox block each
-constexpr double kUnit = 0x1p44;
-
-// The token that a logit row chooses, and what it chooses by; index -1: none.
-struct Choice {
-  Query query;  // of the token before it
-  int row, j;
-  const DeviceSampler* sampler;
-  const float* values;
-};
-
-__device__ __forceinline__ Choice choice_at(const ChooseArgs& args, int64_t logit_row) {
-  const int r = static_cast<int>(logit_row / args.logit_width);
-  const int j = static_cast<int>(logit_row % args.logit_width);
-  Choice c{{}, r, j, args.samplers + r, args.logits + logit_row * args.logits_stride};
-  const int t = j < args.wanted[r] ? args.batch.counts[r] - args.wanted[r] + j : -1;
-  c.query = query_at(args.batch, r, t);
-  if (args.edits) c.values = args.processed + logit_row * args.vocab;
-  return c;
-}
 
 // Copies a row of logits and applies biases, penalties, stop ids and masks to the copy.
 __global__ void __launch_bounds__(kThreads) edit_kernel(ChooseArgs args) {
@@ -132,23 +112,6 @@ __device__ __forceinline__ uint64_t block_largest(uint64_t key, Shared& shared) 
   return warp_largest(lane < kWarps ? shared.keys[lane] : 0);
 }
 
-// A row of values with its filters.
-struct Filter {
-  const float* values;
-  int vocab;
-  float highest, divisor;
-  uint64_t least = 1;  // keys from here on are kept
-
-  __device__ uint64_t key(int id) const {
-    return values[id] == -INFINITY ? 0 : choice_key(values[id], id);
-  }
-  __device__ float weight(int id) const { return expf((values[id] - highest) / divisor); }
-  __device__ unsigned long long mass(int id) const {
-    return static_cast<unsigned long long>(static_cast<double>(weight(id)) * kUnit);
-  }
-  __device__ bool keeps(int id) const { return key(id) >= least; }
-};
-
 template <typename Measure>
 __device__ __forceinline__ unsigned long long kept_total(const Filter& f, const Measure& measure,
                                                          Shared& shared) {
@@ -241,7 +204,8 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
   best = block_largest(best, shared);
   const int32_t favourite = choice_token(best);
   if (favourite < 0) {  // no distribution: accept() says why
-    if (thread == 0) args.best[blockIdx.x] = best;
+    if (thread == 0 && s.rejects) args.distributions[blockIdx.x] = {0, 0, 0.0f, favourite};
+    if (thread == 0 && !s.rejects) args.best[blockIdx.x] = best;
     if (args.probs != nullptr) write_probs(args, c, [](int32_t) { return 0.0f; }, -1);
     return;
   }
@@ -249,6 +213,11 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
   Filter f{c.values, args.vocab, c.values[favourite], greedy ? 1.0f : s.temperature};
   if (!greedy) {
     apply_filters(f, s, shared);
+    if (s.rejects) {  // rejection() draws from it
+      const uint64_t total = kept_total(f, [&](int i) { return f.mass(i); }, shared);
+      if (thread == 0) args.distributions[blockIdx.x] = {f.least, total, f.highest, 0};
+      return;
+    }
     best = 0;
     for (int i = thread; i < args.vocab; i += kThreads) {
       if (!f.keeps(i)) continue;
@@ -277,6 +246,7 @@ void choose(const ChooseArgs& args, Stream stream) {
            "choose: logits_stride must be >= vocab > 0, got ", args.logits_stride, " and ",
            args.vocab);
   CE_CHECK(args.probs == nullptr || args.filters, "choose: probs need filters");
+  CE_CHECK(args.distributions == nullptr || args.filters, "choose: distributions need filters");
   const int64_t rows = int64_t{args.batch.rows} * args.logit_width;
   if (rows <= 0) return;
   CE_CHECK(rows <= 65535, "choose: at most 65535 logit rows, got ", rows);

@@ -1,21 +1,23 @@
-"""The rejection rule over the device's logits: judged on the host, beside rows that are not."""
+"""Reviews by the rejection rule on the device: those of the host's rule over the device's logits,
+whoever drafts, and wherever."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cascade_engine import _C, Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine import _C, Engine, FixedCascade, SamplingParams
 from cascade_engine.engine import loading
 from cascade_engine.levels import NeuralLevel, ReviewItem, TokenRows
 from cascade_engine.levels.rows import Rejection
 from cascade_engine.levels.tree import TokenTree
-from cascade_engine.ops import CudaBackend, Sampler
+from cascade_engine.ops import CudaBackend, CudaSpeculation, Sampler
 from cascade_engine.ops.launch import Launcher
-from tests.cuda.support import BF16
+from tests.cuda.support import BF16, RecordingLauncher
 from tests.cuda.test_backend import SHAPE, on, random_row
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
@@ -23,88 +25,133 @@ from tests.ops.support import random_weights
 VOCAB = 66
 
 
-def make_level(run: Launcher, rows: int) -> NeuralLevel:
-    backend = CudaBackend(threads=1, launcher=run)
+class HostJudged(CudaBackend):
+    """Every review is the CPU's, over a copy of the device's logits."""
+
+    def distributions(self, rows: int, vocab: int) -> Any:
+        return _C.DraftDistributions(rows, vocab)
+
+    def accept(self, **given: Any) -> list[tuple[int, int, list[int]]]:
+        program = self._review._program(given["logits"])
+        buffer = next(i for i in range(len(program.buffers)) if program.data(i) == given["logits"])
+        copy = program.read(buffer).contiguous()
+        given |= {"logits": copy.data_ptr(), "logits_stride": copy.shape[1]}
+        return _C.accept(self.context, **given)
+
+
+def make_level(run: Launcher, rows: int, kind: type[CudaBackend] = CudaBackend) -> NeuralLevel:
+    backend = kind(threads=1, launcher=run)
     weights = on(backend, random_weights(7, BF16, **SHAPE))
-    return NeuralLevel("t", weights, backend, TokenRows(rows, 320, VOCAB), 320, 640, VOCAB)
+    shared = TokenRows(rows, 320, VOCAB, backend)
+    return NeuralLevel("t", weights, backend, shared, 320, 640, VOCAB)
 
 
 def test_verdicts_are_those_of_the_rule(run: Launcher) -> None:
-    """A chain and a tree that reject beside a row that does not: each gets what it gets alone, the
-    rejecting ones what the host's rule says of the device's logits."""
+    """A chain and a tree that reject beside a row that does not: each gets what it gets alone and
+    what the host gives it."""
     torch.manual_seed(3)
     rejecting = Sampler(temperature=1.0, seed=5, rejection=True)
     exact = Sampler(temperature=1.0, seed=6)
     prompts = [random_row(9), random_row(12), random_row(7)]
     tree = TokenTree(random_row(5), [-1, 0, -1, 1, 2], [1.0] * 5, [1] * 5)
     drafts = random_row(3)
+    items = [
+        ReviewItem(0, 9, 12, rejecting, rejection=Rejection(0, True, 3)),
+        ReviewItem(1, 12, 12, exact),
+        ReviewItem(2, 7, 7, rejecting, tree=tree, rejection=Rejection(4, False, 0)),
+    ]
 
-    def items() -> list[ReviewItem]:
-        return [
-            ReviewItem(0, 9, 12, rejecting, rejection=Rejection(0, False, 3)),
-            ReviewItem(1, 12, 12, exact),
-            ReviewItem(2, 7, 7, rejecting, tree=tree, rejection=Rejection(0, False, 0)),
-        ]
-
-    def fresh() -> NeuralLevel:
-        level = make_level(run, 3)
+    def fresh(kind: type[CudaBackend] = CudaBackend) -> NeuralLevel:
+        level = make_level(run, 3, kind)
         for slot, prompt in enumerate([[*prompts[0], *drafts], *prompts[1:]]):
             level.rows.write(slot, prompt)
         return level
 
-    together = fresh()
-    verdicts = together.review(items(), 1.0)
-    for slot, item in enumerate(items()):
-        alone = fresh()
-        assert alone.review([item], 1.0) == [verdicts[slot]]
-        end = item.frontier + verdicts[slot].num_accepted + 1
-        assert alone.rows.read(slot, 0, end) == together.rows.read(slot, 0, end)
-    level = fresh()
-    logits = level.score(0, 12, 4)
-    rows = level.rows
-    [(accepted, own, _)] = _C.accept(
-        level.backend.context,
-        logits=logits.data_ptr(),
-        logits_stride=logits.shape[1],
-        vocab=VOCAB,
-        tokens=rows.tokens.data_ptr(),
-        token_stride=rows.tokens.shape[1],
-        probs=rows.draft_probs.data_ptr(),
-        rows=[0],
-        frontiers=[9],
-        lengths=[12],
-        samplers=[rejecting],
-        distributions=rows.distributions,
-        rejections=[Rejection(0, False, 3)],
-    )
-    assert (accepted, own) == (verdicts[0].num_accepted, verdicts[0].token)
+    together, host = fresh(), fresh(HostJudged)
+    for lenience in (1.0, 1.5):
+        verdicts = together.review(items, lenience)
+        assert host.review(items, lenience) == verdicts
+        laws, wanted = together.rows.distributions, host.rows.distributions
+        assert laws is not None
+        assert wanted is not None
+        assert laws.held == wanted.held == verdicts[0].num_accepted + 1
+        for slot, item in enumerate(items):
+            alone = fresh()
+            assert alone.review([item], lenience) == [verdicts[slot]]
+            end = item.frontier + verdicts[slot].num_accepted + 1
+            row = together.rows.read(slot, 0, end)
+            assert alone.rows.read(slot, 0, end) == host.rows.read(slot, 0, end) == row
+        for position in range(9, 10 + verdicts[0].num_accepted):
+            probs = laws.find(0, position)  # type: ignore[union-attr]
+            expected = torch.tensor(wanted.read(0, position))  # type: ignore[union-attr]
+            torch.testing.assert_close(probs.cpu(), expected, rtol=1e-5, atol=1e-8)
+        for level in (together, host):
+            level.rows.forget(0)
+            for slot, item in enumerate(items):
+                level.truncate(slot, item.frontier - 1)
+                level.rows.tokens[slot, 9:12] = torch.tensor(drafts)
+                level.rows.write(slot, [[*prompts[0], *drafts], *prompts[1:]][slot])
 
 
-def test_the_engine_rejects(run: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a draft model: the exact request beside it keeps its tokens, and nothing is left of the
-    distributions."""
-    shape = {"head_dim": 8, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-    for seed, name in ((3, "target"), (4, "draft")):
-        random_llama(
-            tmp_path / name, seed, num_hidden_layers=1, intermediate_size=40, vocab_size=97, **shape
-        )
-    monkeypatch.setattr(loading, "make_backend", lambda options: CudaBackend("cuda", 1, run))
+MODEL: dict[str, Any] = {
+    "head_dim": 8,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 40,
+    "vocab_size": 97,
+}
+CASCADES = {
+    "statistics": (0, FixedCascade([[4]])),
+    "trees": (0, FixedCascade([[4]], tree=10)),
+    "vertical": (1, FixedCascade([[3, 2], [0, 4]])),
+    "lenient": (1, FixedCascade([[4, 1], [0, 3]], lenience=2.0)),
+    "alone": (1, FixedCascade([[3, 0], [0, 0]])),
+    "branches": (1, FixedCascade([[3, 2], [0, 2]], tree=9)),
+}
+
+
+@pytest.mark.parametrize("name", CASCADES)
+def test_an_engine_rejects_as_the_host(
+    run: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Drafts made and judged on the device give the tokens that they give when reviews are the
+    host's, and a request beside them keeps its own. Breaks with another number of a review, or a
+    distribution that is not the one a draft was drawn from."""
+    drafts, policy = CASCADES[name]
+    for seed, model in ((3, "target"), (4, "draft")):
+        random_llama(tmp_path / model, seed, **MODEL)
     monkeypatch.setattr(loading, "_memory", lambda place: 1 << 26)
-    torch.manual_seed(1)
-    prompts = [random_row(9), random_row(9)]
-    exact = SamplingParams(max_tokens=8, temperature=0.8, seed=4, ignore_eos=True)
+    calls: list[bool] = []
+    original = CudaSpeculation._report
+
+    def report(self: CudaSpeculation, kind: Any, asks: Any) -> Any:
+        calls.append(kind.alone > 0)
+        return original(self, kind, asks)
+
+    monkeypatch.setattr(CudaSpeculation, "_report", report)
+    exact = SamplingParams(max_tokens=14, temperature=0.8, seed=4, ignore_eos=True)
     rejection = dataclasses.replace(exact, acceptance="rejection")
+    penalised = dataclasses.replace(rejection, top_k=12, repetition_penalty=1.3)
+    torch.manual_seed(1)
+    prompts = [random_row(9), random_row(4) * 3, random_row(12)]
     found = []
-    for draft, policy in ((0, PlainDecoding()), (1, FixedCascade([[3, 2], [0, 4]]))):
+    for kind in (HostJudged, CudaBackend):
+        launcher = run if run.captures else RecordingLauncher(run)
+        backend = kind("cuda", 1, launcher)
+        monkeypatch.setattr(loading, "make_backend", lambda options: backend)  # noqa: B023
+        paths = [tmp_path / "draft"] * drafts
         engine = Engine.load(
-            tmp_path / "target",
-            [tmp_path / "draft"] * draft,
-            device="cuda",
-            dtype="bfloat16",
-            policy=policy,
+            tmp_path / "target", paths, device="cuda", dtype="bfloat16", policy=policy
         )
-        answers = engine.generate(prompts, [exact, rejection])
+        if kind is HostJudged:
+            engine._cycle._speculating = None
+            for level in engine._cycle._neural:
+                level.drafts = False
+        answers = engine.generate(prompts, [exact, rejection, penalised])
         engine.check_integrity()
         found.append([answer.token_ids for answer in answers])
-    assert found[0][0] == found[1][0]
-    assert len(found[1][1]) == 8
+        assert bool(calls) == (kind is CudaBackend)
+    assert found[0] == found[1]
+    assert (True in calls) == (name in ("alone",))

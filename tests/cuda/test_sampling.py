@@ -71,6 +71,7 @@ def review(
         filters=samplers.filters or probs is not None,
         processed=processed if edits else None,
         seen=seen if edits else None,
+        distributions=None,
         **samplers.arguments(),
         **shared,
     )
@@ -96,6 +97,7 @@ def review(
         path_lengths=path_lengths if trees else None,
         kept_probs=kept,
         kept_stride=width,
+        samplers=None,
         **shared,
     )
     assert not best.any()

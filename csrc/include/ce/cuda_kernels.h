@@ -217,8 +217,17 @@ struct DeviceSampler {
   int32_t top_k, sample_index;
   uint64_t seed;
   int32_t prompt_length, min_tokens, source_length;
+  int32_t rejects;               // by the rejection rule; temperature above 0
   int32_t bias_begin, bias_end;  // in bias_ids and bias_values, ids unique
   int32_t stop_begin, stop_end;  // in stop_ids
+};
+
+// The processed distribution of a logit row: of tokens whose choice_key (noise.h) is at least
+// `least`, by the weights exp((value - highest) / temperature).
+struct DeviceDistribution {
+  uint64_t least, total;  // weights in units of 2^-44; total 0: there is none
+  float highest;
+  int32_t reason;  // why there is none (kNo...), else 0
 };
 
 // Tokens of a pass' logit rows by the `exact` rule. Logit row r * logit_width + j belongs to the
@@ -236,8 +245,8 @@ struct ChooseArgs {
   const int32_t* stop_ids;
   const uint32_t* allowed;  // [rows * logit_width, ceil(vocab / 32)] bit masks, or null
   // What the samplers of this pass can need, known to the host: `edits` when one has biases,
-  // penalties or stop ids, or there are masks; `filters` when one has top_k, top_p or min_p, or
-  // `probs` are wanted.
+  // penalties or stop ids, or there are masks; `filters` when one has top_k, top_p or min_p, one
+  // rejects, or `probs` are wanted.
   bool edits, filters;
   float* processed;  // [rows * logit_width, vocab] with edits
   int32_t* seen;     // [rows * logit_width, vocab] zeros with edits; zeros again afterwards
@@ -245,6 +254,8 @@ struct ChooseArgs {
   // [rows * logit_width, 2], or null: of the token that logit row i chooses, and of the row's
   // drafted token i - 1 by the logits behind the token before it
   float* probs;
+  DeviceDistribution*
+      distributions;  // [rows * logit_width] of rows that reject; null: there are none
 };
 // best[i]: choice_token(best[i]) is the token, or one of the kNo... values.
 inline constexpr int32_t kNoNumber = -1;   // all logits are NaN, or a logit is +inf
@@ -273,8 +284,27 @@ struct AcceptArgs {
   // probabilities that draft_probs gets
   float* kept_probs;
   int32_t kept_stride;
+  const DeviceSampler* samplers;  // of choose, or null: no row rejects
 };
 void accept(const AcceptArgs& args, Stream stream);
+
+// The rejection rule (review_by_rejection of accept.h) for the rows that go by it: decides and
+// writes for them what accept() does for the others, after both. A drafted token that was drawn
+// from a distribution is node j of a chain from the base on, child of node j - 1; any other one was
+// proposed with certainty.
+struct RejectionArgs {
+  ChooseArgs chosen;
+  AcceptArgs accepted;
+  const uint32_t* numbers;  // [rows] of this review among all of its row
+  // [rows * logit_width] pointers to [vocab]: what node j was drawn from, null: with certainty; and
+  // where the distribution of the i-th token that the row gains is kept, null: nowhere. Those of
+  // one position may be the same.
+  const float* const* drawn;
+  float* const* kept;
+  uint64_t* rests;  // [rows * logit_width, 2] for the kernels among themselves
+  int32_t* judged;  // [rows * logit_width, 3] likewise
+};
+void rejection(const RejectionArgs& args, Stream stream);
 
 // Max-Gram and n-gram chains (max_gram.h, ngram.h): drafts for row i go behind its lengths[i]
 // tokens, up to counts[i]; drafted[i] says how many. Their draft_probs become 1.
