@@ -1,5 +1,6 @@
-"""The operations on tokens on a GPU: drafting, choosing and accepting, commit. Their error is the
-share of rows that are not what the CPU backend (for commit: a copy) makes of them."""
+"""The operations on tokens on a GPU: drafting, choosing and accepting (by either rule), commit.
+Their error is the share of rows that are not what the CPU backend (for commit: a copy) makes of
+them."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from bench.cuda_batch import batch_of
+from bench.cuda_rejection_cases import ints, rejection_cases
 from bench.op_case import Case, Size, sizes_of
 from bench.shapes import vocabulary_of
 from cascade_engine import tables
@@ -20,7 +22,7 @@ from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.launch import Launcher
 
-OPS = ("max_gram", "ngram", "accept", "commit")
+OPS = ("max_gram", "ngram", "accept", "rejection", "commit")
 TABLE = Path(tables.__file__).parent / "prebuilt" / "llama2.safetensors"
 DRAFTED, MAX_MATCH, START = 10, 32, 20
 FREQUENT = 278  # " the"
@@ -29,10 +31,6 @@ SAMPLERS: dict[str, dict[str, float]] = {
     "temperature": {"temperature": 0.8},
     "top-p": {"temperature": 0.8, "top_p": 0.9},
 }
-
-
-def ints(run: Launcher, rows: int, value: int) -> torch.Tensor:
-    return torch.full((rows,), value, dtype=torch.int32, device=run.device)
 
 
 @lru_cache(maxsize=1)
@@ -140,6 +138,7 @@ def _accept_case(
         "filters": samplers.filters,
         "processed": None,
         "seen": None,
+        "distributions": None,
         **samplers.arguments(),
         **shared,
     }
@@ -151,6 +150,7 @@ def _accept_case(
         "path_lengths": None,
         "kept_probs": None,
         "kept_stride": 0,
+        "samplers": None,
         "num_accepted": results[0],
         "own": results[1],
         "lengths": results[2],
@@ -247,6 +247,8 @@ def cases_of(
 ) -> Iterator[Case]:
     if op == "accept":
         return accept_cases(run, host, shape, sizes)
+    if op == "rejection":
+        return rejection_cases(run, host, shape, sizes)
     if op == "commit":
         return commit_cases(run, shape, dtype, sizes)
     return draft_cases(op, run, host, sizes, contexts)

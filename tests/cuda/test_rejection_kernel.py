@@ -246,3 +246,33 @@ def test_logits_that_are_no_numbers(run: Launcher) -> None:
         assert got.own[:3] == [-1, -2, -1]
         assert got.accepted[:3] == [0, 0, 1]
         assert 0 <= got.own[3] < 3
+
+
+def test_a_large_vocabulary_is_shared_out(run: Launcher) -> None:
+    """Parts within parts; what is kept is written by several blocks."""
+    unclear = 0
+    for seed in range(6):
+        rng = random.Random(seed)
+        cases = [random_case(rng, 2500, 2, chain) for chain in (True, False)]
+        cases = [dataclasses.replace(case, params=Params(seed=seed), keeps=True) for case in cases]
+        got = review(run, cases, 1.0)
+        for i, case in enumerate(cases):
+            path, own, kept, margin = expected(case, 1.0)
+            if margin < CLEAR / 10:
+                unclear += 1
+                continue
+            assert (got.paths[i], got.own[i]) == (path, own)
+            laws = torch.tensor(kept).float()
+            torch.testing.assert_close(got.kept[i, : len(laws)], laws, rtol=0, atol=2e-6)
+    assert unclear < 4
+
+
+def test_long_chains(run: Launcher) -> None:
+    """The reach of drafts behind others that are more probable than they were drafted."""
+    for seed in range(20):
+        rng = random.Random(seed)
+        cases = [random_case(rng, 12, 9, True) for _ in range(3)]
+        got = review(run, cases, 1.0)
+        for i, case in enumerate(cases):
+            path, own, _, margin = expected(case, 1.0)
+            assert margin < CLEAR or (got.accepted[i], got.own[i]) == (len(path), own)

@@ -24,6 +24,8 @@ TESTS = [
     "test_forward_ops.py",
     "test_drafting.py",
     "test_draft_trees.py",
+    "test_rejection_kernel.py::test_reviews_are_the_oracles",
+    "test_rejection_kernel.py::test_borders",
     "test_sampling.py::test_trees",
     "test_sampling.py::test_reviews_are_the_oracles",
     "test_backend.py::test_a_tree_is_reviewed_and_committed",
