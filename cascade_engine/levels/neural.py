@@ -58,8 +58,6 @@ class NeuralLevel:
         self.rows = rows
         self.drafts = True
         """Whether `draft` is there; where not, a review of nothing gives a token at a time."""
-        self.rejects = isinstance(backend, CpuBackend)
-        """Whether segments are there for rows that go by the rejection rule."""
         self.cascades = True
         """Whether it can draft with a level below it by itself (see segments.py)."""
         num_rows, capacity = rows.tokens.shape
