@@ -12,12 +12,13 @@ namespace {
 
 constexpr int64_t kPiecesPerWorker = 8;
 
-// The pages of a chunk in the order of reading: keys, then values, then what comes next. While a
-// page is used, the one kPagesAhead further on is fetched to the first cache.
+// The pages of a chunk in the order of reading: keys, then values. While a page is used, the one in
+// its place among `ahead` is fetched.
 template <typename T>
 struct Pages {
   int64_t count;  // of keys, and of values
   const T* list[2 * kChunkPages + kPagesAhead];
+  const T* next[2 * kChunkPages];
 };
 // Calls visit<Q>(first) for queries begin..end-1 in tiles of Q, large ones first.
 template <int Q = kTileQueries, typename Visit>
@@ -26,10 +27,13 @@ static inline void each_tile(int64_t begin, int64_t end, const Visit& visit) {
   if constexpr (Q > 1) each_tile<fewer_queries(Q)>(begin, end, visit);
 }
 
-// Which chunk of a sequence, where its partials go, and whether the next chunk follows.
+// Which chunk of a sequence, where its partials go, whether the next chunk follows, and what later
+// tiles of queries fetch meanwhile: a chunk of some head (none: -1).
 struct Step {
   int64_t chunk, slot;
   bool more;
+  int next_head = -1;
+  int64_t next_chunk = 0;
 };
 
 // Softmax numerators of Q queries from their scores of lanes 0..counts[q]-1 of a chunk.
@@ -46,6 +50,11 @@ static inline void finish_scores(const Work& work, const int64_t* index, const S
     exponentiate<kTurns, T>(scores + q, work.skipped(step.chunk), counts + q, partials + q);
 }
 
+static int64_t known_pages(const Work& work) {
+  return ceil_div(work.plan.args.over_source ? work.segment.source : work.segment.base(),
+                  kPageTokens);
+}
+
 template <typename T>
 static inline Pages<T> list_pages(const Work& work, const Step& step, int64_t count) {
   const CacheLayer& cache = work.plan.args.cache;
@@ -57,8 +66,7 @@ static inline Pages<T> list_pages(const Work& work, const Step& step, int64_t co
     pages.list[p] = work.template page<T>(cache.keys, first + p);
     pages.list[count + p] = work.template page<T>(cache.values, first + p);
   }
-  const int64_t known =
-      ceil_div(work.plan.args.over_source ? work.segment.source : work.segment.base(), kPageTokens);
+  const int64_t known = known_pages(work);
   for (int64_t p = 0; p < kPagesAhead; ++p) {
     const int64_t next = after + p;
     pages.list[2 * count + p] = step.more && next < known ? work.template page<T>(cache.keys, next)
@@ -67,9 +75,21 @@ static inline Pages<T> list_pages(const Work& work, const Step& step, int64_t co
   return pages;
 }
 
-// Partials of queries first..first+Q-1 over one chunk, which each of them reaches. The first tile
-// to see a chunk fetches ahead.
-template <int Q, bool kFetch, typename T>
+// In the place of each page of a chunk one of the chunk to come.
+template <typename T>
+static inline void list_next(const Work& work, const Step& step, Pages<T>& pages) {
+  const CacheLayer& cache = work.plan.args.cache;
+  Work other = work;
+  other.kv_head = step.next_head;
+  for (int64_t p = 0; p < pages.count; ++p) {
+    const int64_t page = smaller(step.next_chunk * kChunkPages + p, known_pages(work) - 1);
+    pages.next[p] = other.template page<T>(cache.keys, page);
+    pages.next[pages.count + p] = other.template page<T>(cache.values, page);
+  }
+}
+
+// Partials of queries first..first+Q-1 over one chunk, which each of them reaches.
+template <int Q, Fetch kFetch, typename T>
 static void chunk_partials(const Work& work, int64_t first, const Step& step) {
   const AttentionArgs& args = work.plan.args;
   const int head_dim = args.cache.head_dim;
@@ -84,20 +104,23 @@ static void chunk_partials(const Work& work, int64_t first, const Step& step) {
     counts[q] =
         smaller(work.end(first + q), (step.chunk + 1) * kAttentionChunk) - work.origin(step.chunk);
   }
-  const auto pages = list_pages<T>(work, step, ceil_div(counts[Q - 1], kPageTokens));
+  auto pages = list_pages<T>(work, step, ceil_div(counts[Q - 1], kPageTokens));
+  if constexpr (kFetch == Fetch::next) list_next(work, step, pages);
+  const T* const* ahead = kFetch == Fetch::next ? pages.next : pages.list + kPagesAhead;
   alignas(64) Scores scores[Q];
-  score_all_pages<Q, kFetch>(queries, pages.list, pages.count, head_dim, args.scale, scores);
+  score_all_pages<Q, kFetch>(queries, pages.list, ahead, pages.count, head_dim, args.scale, scores);
   finish_scores<Q, T>(work, index, step, scores, counts, partials);
   const T* const* values = pages.list + pages.count;
   const int64_t skipped = work.skipped(step.chunk);
   // What all see; a pair that one of them sees half of is no part of it.
   const bool halves = kInPairs<T> && counts[Q - 1] > counts[0];
   const int64_t shared = halves ? counts[0] / 2 * 2 : counts[0];
-  add_all_values<Q, kFetch>(values, head_dim, true, skipped, shared, scores, partials);
+  add_all_values<Q, kFetch>(values, ahead + pages.count, head_dim, true, skipped, shared, scores,
+                            partials);
   for (int q = 0; q < Q; ++q)
     if (counts[q] > shared)
-      add_all_values<1, false>(values, head_dim, false, shared, counts[q], scores + q,
-                               partials + q);
+      add_all_values<1, Fetch::none>(values, values, head_dim, false, shared, counts[q], scores + q,
+                                     partials + q);
 }
 
 // Scores of nodes against the slots of the tree, moved to the positions of their ancestors: a score
@@ -114,8 +137,8 @@ static void score_paths(const Work& work, const int64_t* index, const float* con
     values[p - first] = work.template page<T>(args.cache.values, p);
   }
   alignas(64) Scores slots[Q];
-  score_all_pages<Q, false>(queries, keys, last - first + 1, args.cache.head_dim, args.scale,
-                            slots);
+  score_all_pages<Q, Fetch::none>(queries, keys, keys, last - first + 1, args.cache.head_dim,
+                                  args.scale, slots);
   for (int q = 0; q < Q; ++q) {
     const int64_t node = work.node(index[q]);
     uint64_t left = node < 0 ? 0 : work.segment.ancestors[node];
@@ -151,7 +174,8 @@ static void tree_partials(const Work& work, const int64_t* index, const Step& st
   Pages<T> pages;
   pages.count = 0;
   if (shared > 0) pages = list_pages<T>(work, step, ceil_div(shared, kPageTokens));
-  score_all_pages<Q, true>(queries, pages.list, pages.count, head_dim, args.scale, scores);
+  score_all_pages<Q, Fetch::own>(queries, pages.list, pages.list + kPagesAhead, pages.count,
+                                 head_dim, args.scale, scores);
   // Half of a pair goes with the paths.
   const int64_t whole = kInPairs<T> ? shared / 2 * 2 : shared;
   Path<T> paths[Q];
@@ -165,8 +189,8 @@ static void tree_partials(const Work& work, const int64_t* index, const Step& st
   int64_t counts[Q];
   for (int q = 0; q < Q; ++q) counts[q] = whole + paths[q].count;
   finish_scores<Q, T>(work, index, step, scores, counts, partials);
-  add_all_values<Q, true>(pages.list + pages.count, head_dim, true, work.skipped(step.chunk), whole,
-                          scores, partials);
+  add_all_values<Q, Fetch::own>(pages.list + pages.count, pages.list + pages.count + kPagesAhead,
+                                head_dim, true, work.skipped(step.chunk), whole, scores, partials);
   for (int q = 0; q < Q; ++q) add_path_values(paths[q], head_dim, scores[q], whole, partials[q]);
 }
 
@@ -196,9 +220,11 @@ static void chunk_of_queries(const Work& work, int64_t begin, int64_t end, const
     begin = larger(begin, (step.chunk * kAttentionChunk - s.start) * work.plan.group);
   each_tile(begin, end, [&]<int Q>(int64_t first) {
     if (first == begin)
-      chunk_partials<Q, true, T>(work, first, step);
+      chunk_partials<Q, Fetch::own, T>(work, first, step);
+    else if (first <= begin + kTileQueries && step.next_head >= 0)  // the second
+      chunk_partials<Q, Fetch::next, T>(work, first, step);
     else
-      chunk_partials<Q, false, T>(work, first, step);
+      chunk_partials<Q, Fetch::none, T>(work, first, step);
   });
 }
 
@@ -223,15 +249,30 @@ static void merge_and_write(const Work& work, int64_t query) {
   write_out(work, query, sofar);
 }
 
+// After a chunk a worker reads the next one of the head, or the first one of the head that comes
+// `workers` later, because as many are at work. What is behind the last full chunk is not worth it.
+static void foresee(const Work& work, int workers, Step& step) {
+  const int64_t known = known_pages(work), first = work.first_chunk();
+  const int64_t full = larger(known / kChunkPages, first + 1);
+  if (known == 0 || step.chunk >= full) return;
+  const bool within = step.chunk + 1 < full;
+  const int head = within ? work.kv_head : work.kv_head + workers;
+  if (head >= work.plan.args.cache.kv_heads) return;
+  step.next_head = head;
+  step.next_chunk = within ? step.chunk + 1 : first;
+}
+
 // All chunks of one group of queries.
 template <typename T>
-static void all_chunks(const Work& work, int64_t begin, int64_t end) {
+static void all_chunks(const Work& work, int64_t begin, int64_t end, int workers) {
   const Segment& s = work.segment;
   const int64_t slot = s.start + (end - 1) / work.plan.group;  // none is further on
   const int64_t first = work.first_chunk();
   const int64_t after = ceil_div(work.plan.args.over_source ? s.source : slot + 1, kAttentionChunk);
   for (int64_t chunk = first; chunk < after; ++chunk) {
-    chunk_of_queries<T>(work, begin, end, {chunk, chunk == first ? 0 : 1, chunk + 1 < after});
+    Step step{chunk, chunk == first ? 0 : 1, chunk + 1 < after};
+    foresee(work, workers, step);
+    chunk_of_queries<T>(work, begin, end, step);
     if (chunk == first) continue;
     for (int64_t q = begin; q < end; ++q)
       if (work.end(q) > chunk * kAttentionChunk)
@@ -241,12 +282,12 @@ static void all_chunks(const Work& work, int64_t begin, int64_t end) {
 }
 
 template <typename T>
-static void run_item(const Work& work, int64_t group, int64_t chunk, bool more) {
+static void run_item(const Work& work, int64_t group, int64_t chunk, bool more, int workers) {
   const int64_t queries = int64_t{work.segment.count} * work.plan.group;
   const int64_t begin = group * kGroupQueries;
   const int64_t end = smaller(begin + kGroupQueries, queries);
   if (!work.plan.spread) {
-    all_chunks<T>(work, begin, end);
+    all_chunks<T>(work, begin, end, workers);
   } else {
     chunk_of_queries<T>(work, begin, end, {work.first_chunk() + chunk, chunk, more});
     if (segment_chunks(work.plan.args, work.segment) == 1)
@@ -299,9 +340,9 @@ void attention(const AttentionArgs& args, ThreadPool& pool) {
           const int64_t group = item / chunks % groups, chunk = item % chunks;
           const bool more = !last && chunk + 1 < chunks;
           if (args.cache.dtype == DType::f32)
-            run_item<float>(work, group, chunk, more);
+            run_item<float>(work, group, chunk, more, pool.size());
           else
-            run_item<bf16>(work, group, chunk, more);
+            run_item<bf16>(work, group, chunk, more, pool.size());
         });
   });
   if (!plan.spread) return;

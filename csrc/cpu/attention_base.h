@@ -67,6 +67,16 @@ using Scores = float[kAttentionChunk];
 template <typename T>
 constexpr int kLineVectors = 4 / sizeof(T);
 
+// What a tile of queries fetches while it uses a page. own: a page further on, to the first cache,
+// where it is the first to see them. next: a page of the chunk to come, to the second, where it is
+// the second tile and memory has nothing to do.
+enum class Fetch { none, own, next };
+template <Fetch kFetch>
+static inline void fetch(const void* p) {
+  if constexpr (kFetch == Fetch::own) __builtin_prefetch(p, 0, 3);
+  if constexpr (kFetch == Fetch::next) __builtin_prefetch(p, 0, 2);
+}
+
 // The values of a node's ancestors and its own within one chunk, in order of position; where pairs
 // are multiplied, from an even position on.
 template <typename T>

@@ -60,10 +60,10 @@ static inline f32x16 add_pairs(f32x16 sum, __m512i pairs, __m512bh with) {
 
 // Adds dimensions first..first+dims-1 to the scores of Q queries against the 16 positions of each
 // of P pages; the last ones of all are scaled.
-template <int Q, int P, bool kFetch>
+template <int Q, int P, Fetch kFetch>
 static inline void score_pairs(const bf16 (*queries)[kPairDims], const bf16* const* pages,
-                               int first, int dims, bool last, float scale, Scores* scores,
-                               int64_t offset) {
+                               const bf16* const* ahead, int first, int dims, bool last,
+                               float scale, Scores* scores, int64_t offset) {
   f32x16 sum[Q][P];
   for (int q = 0; q < Q; ++q)
     for (int p = 0; p < P; ++p)
@@ -78,7 +78,7 @@ static inline void score_pairs(const bf16 (*queries)[kPairDims], const bf16* con
     __m512i keys[P];
     for (int p = 0; p < P; ++p) {
       const int64_t at = int64_t{first + d} * kPageTokens;
-      if constexpr (kFetch) __builtin_prefetch(pages[p + kPagesAhead] + at, 0, 3);
+      fetch<kFetch>(ahead[p] + at);
       keys[p] = _mm512_permutexvar_epi16(order, _mm512_loadu_si512(pages[p] + at));
     }
     for (int q = 0; q < Q; ++q) {
@@ -99,9 +99,10 @@ static inline void score_pairs(const bf16 (*queries)[kPairDims], const bf16* con
 }
 
 // Scores of Q queries against `count` pages from the chunk's first position on.
-template <int Q, bool kFetch>
+template <int Q, Fetch kFetch>
 static inline void score_all_in_pairs(const float* const* queries, const bf16* const* pages,
-                                      int64_t count, int head_dim, float scale, Scores* scores) {
+                                      const bf16* const* ahead, int64_t count, int head_dim,
+                                      float scale, Scores* scores) {
   for (int first = 0; first < head_dim; first += kPairDims) {
     const int dims = static_cast<int>(smaller(head_dim - first, kPairDims));
     const bool last = first + dims == head_dim;
@@ -113,10 +114,10 @@ static inline void score_all_in_pairs(const float* const* queries, const bf16* c
     int64_t p = 0;
     constexpr int P = tile_vectors(Q);
     for (; p + P <= count; p += P)
-      score_pairs<Q, P, kFetch>(rounded, pages + p, first, dims, last, scale, scores,
+      score_pairs<Q, P, kFetch>(rounded, pages + p, ahead + p, first, dims, last, scale, scores,
                                 p * kPageTokens);
     for (; p < count; ++p)
-      score_pairs<Q, 1, kFetch>(rounded, pages + p, first, dims, last, scale, scores,
+      score_pairs<Q, 1, kFetch>(rounded, pages + p, ahead + p, first, dims, last, scale, scores,
                                 p * kPageTokens);
   }
 }
@@ -137,10 +138,10 @@ static inline void load_two(const bf16* even, const bf16* odd, int lanes, __m512
 
 // Adds weights x values of lanes begin..end-1 of a chunk to Q outputs (which are `fresh`: still to
 // be set), V vectors of them from dimension d on.
-template <int Q, int V, bool kFetch>
-static inline void add_value_pairs(const bf16* const* pages, int head_dim, int d, int lanes,
-                                   bool fresh, int64_t begin, int64_t end, const Scores* weights,
-                                   float* const* partials) {
+template <int Q, int V, Fetch kFetch>
+static inline void add_value_pairs(const bf16* const* pages, const bf16* const* ahead, int head_dim,
+                                   int d, int lanes, bool fresh, int64_t begin, int64_t end,
+                                   const Scores* weights, float* const* partials) {
   f32x16 sum[Q][V];
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < V; ++v)
@@ -148,11 +149,11 @@ static inline void add_value_pairs(const bf16* const* pages, int head_dim, int d
   for (int64_t i = begin < end ? begin / 2 * 2 : end; i < end; i += 2) {
     const int64_t offset = i % kPageTokens * head_dim + d;
     const bf16* even = pages[i / kPageTokens] + offset;
-    if constexpr (kFetch) {
-      const bf16* ahead = pages[i / kPageTokens + kPagesAhead] + offset;
+    if constexpr (kFetch != Fetch::none) {
+      const bf16* later = ahead[i / kPageTokens] + offset;
       for (int v = 0; v < V; v += kLineVectors<bf16>) {
-        __builtin_prefetch(ahead + 16 * v, 0, 3);
-        __builtin_prefetch(ahead + head_dim + 16 * v, 0, 3);
+        fetch<kFetch>(later + 16 * v);
+        fetch<kFetch>(later + head_dim + 16 * v);
       }
     }
     __m512i pairs[V];

@@ -14,16 +14,17 @@ namespace ce::CE_ISA {
 namespace {
 
 // Scores of Q queries against the 16 positions of each of P pages.
-template <int Q, int P, bool kFetch, typename T>
-static inline void score_pages(const float* const* queries, const T* const* pages, int head_dim,
-                               float scale, Scores* scores, int64_t offset) {
+template <int Q, int P, Fetch kFetch, typename T>
+static inline void score_pages(const float* const* queries, const T* const* pages,
+                               const T* const* ahead, int head_dim, float scale, Scores* scores,
+                               int64_t offset) {
   f32x16 sum[Q][P];
   for (int q = 0; q < Q; ++q)
     for (int p = 0; p < P; ++p) sum[q][p] = zero();
   for (int64_t d = 0; d < head_dim; ++d) {
-    if constexpr (kFetch)
+    if constexpr (kFetch != Fetch::none)
       for (int64_t p = d % kLineVectors<T>; p < P; p += kLineVectors<T>)
-        __builtin_prefetch(pages[p + kPagesAhead] + d * kPageTokens, 0, 3);
+        fetch<kFetch>(ahead[p] + d * kPageTokens);
     f32x16 keys[P];
     for (int p = 0; p < P; ++p) keys[p] = load_any(pages[p] + d * kPageTokens);
     for (int q = 0; q < Q; ++q) {
@@ -37,17 +38,20 @@ static inline void score_pages(const float* const* queries, const T* const* page
 }
 
 // Scores of Q queries against `count` pages from the chunk's first position on.
-template <int Q, bool kFetch, typename T>
+template <int Q, Fetch kFetch, typename T>
 static inline void score_all_pages(const float* const* queries, const T* const* pages,
-                                   int64_t count, int head_dim, float scale, Scores* scores) {
+                                   const T* const* ahead, int64_t count, int head_dim, float scale,
+                                   Scores* scores) {
   if constexpr (kInPairs<T>)
-    return score_all_in_pairs<Q, kFetch>(queries, pages, count, head_dim, scale, scores);
+    return score_all_in_pairs<Q, kFetch>(queries, pages, ahead, count, head_dim, scale, scores);
   constexpr int P = tile_vectors(Q);
   int64_t p = 0;
   for (; p + P <= count; p += P)
-    score_pages<Q, P, kFetch>(queries, pages + p, head_dim, scale, scores, p * kPageTokens);
+    score_pages<Q, P, kFetch>(queries, pages + p, ahead + p, head_dim, scale, scores,
+                              p * kPageTokens);
   for (; p < count; ++p)
-    score_pages<Q, 1, kFetch>(queries, pages + p, head_dim, scale, scores, p * kPageTokens);
+    score_pages<Q, 1, kFetch>(queries, pages + p, ahead + p, head_dim, scale, scores,
+                              p * kPageTokens);
 }
 
 // Adds a head's bias to scores; the first one is of the key at `offset` from the query.
@@ -105,13 +109,13 @@ static inline void exponentiate(Scores* scores, int64_t skipped, const int64_t* 
 
 // Adds weights x values of positions begin..end-1 of a chunk to Q outputs (which are `fresh`: still
 // to be set), V vectors of them from dimension d on (the last one `lanes` wide when V is 1).
-template <int Q, int V, bool kFetch, typename T>
-static inline void add_values(const T* const* pages, int head_dim, int d, int lanes, bool fresh,
-                              int64_t begin, int64_t end, const Scores* weights,
-                              float* const* partials) {
+template <int Q, int V, Fetch kFetch, typename T>
+static inline void add_values(const T* const* pages, const T* const* ahead, int head_dim, int d,
+                              int lanes, bool fresh, int64_t begin, int64_t end,
+                              const Scores* weights, float* const* partials) {
   if constexpr (kInPairs<T>)
-    return add_value_pairs<Q, V, kFetch>(pages, head_dim, d, lanes, fresh, begin, end, weights,
-                                         partials);
+    return add_value_pairs<Q, V, kFetch>(pages, ahead, head_dim, d, lanes, fresh, begin, end,
+                                         weights, partials);
   f32x16 sum[Q][V];
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < V; ++v)
@@ -119,10 +123,10 @@ static inline void add_values(const T* const* pages, int head_dim, int d, int la
   for (int64_t i = begin; i < end;) {
     const int64_t page = i / kPageTokens, stop = smaller(end, (page + 1) * kPageTokens);
     const T* row = pages[page] + i % kPageTokens * head_dim + d;
-    const T* ahead = pages[page + kPagesAhead] + i % kPageTokens * head_dim + d;
-    for (; i < stop; ++i, row += head_dim, ahead += head_dim) {
-      if constexpr (kFetch)
-        for (int v = 0; v < V; v += kLineVectors<T>) __builtin_prefetch(ahead + 16 * v, 0, 3);
+    const T* later = ahead[page] + i % kPageTokens * head_dim + d;
+    for (; i < stop; ++i, row += head_dim, later += head_dim) {
+      if constexpr (kFetch != Fetch::none)
+        for (int v = 0; v < V; v += kLineVectors<T>) fetch<kFetch>(later + 16 * v);
       f32x16 values[V];
       for (int v = 0; v < V; ++v)
         values[v] = V > 1 || lanes == 16 ? load_any(row + 16 * v) : load_any_part(row, lanes);
@@ -137,19 +141,20 @@ static inline void add_values(const T* const* pages, int head_dim, int d, int la
 }
 
 // add_values over all dimensions.
-template <int Q, bool kFetch, typename T>
-static inline void add_all_values(const T* const* pages, int head_dim, bool fresh, int64_t begin,
-                                  int64_t end, const Scores* weights, float* const* partials) {
+template <int Q, Fetch kFetch, typename T>
+static inline void add_all_values(const T* const* pages, const T* const* ahead, int head_dim,
+                                  bool fresh, int64_t begin, int64_t end, const Scores* weights,
+                                  float* const* partials) {
   constexpr int V = tile_vectors(Q);
   int d = 0;
   for (; d + 16 * V <= head_dim; d += 16 * V)
-    add_values<Q, V, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights, partials);
+    add_values<Q, V, kFetch>(pages, ahead, head_dim, d, 16, fresh, begin, end, weights, partials);
   if constexpr (V > 2)
     for (; d + 32 <= head_dim; d += 32)
-      add_values<Q, 2, kFetch>(pages, head_dim, d, 16, fresh, begin, end, weights, partials);
+      add_values<Q, 2, kFetch>(pages, ahead, head_dim, d, 16, fresh, begin, end, weights, partials);
   for (; d < head_dim; d += 16)
-    add_values<Q, 1, kFetch>(pages, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)), fresh,
-                             begin, end, weights, partials);
+    add_values<Q, 1, kFetch>(pages, ahead, head_dim, d, static_cast<int>(smaller(head_dim - d, 16)),
+                             fresh, begin, end, weights, partials);
 }
 
 // Adds weights x values of a path from lane `lane` on to one output, V vectors from dimension d on.

@@ -43,8 +43,10 @@ void norm_rows(const RmsNormArgs& args, int64_t first) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, ThreadPool& pool) {
-  const int64_t rows_at_once = 1 + 8192 / args.cols;  // not worth a fork below
-  pool.parallel_for(args.rows, rows_at_once, [&](int64_t begin, int64_t end, int) {
+  const int64_t enough = 1 + 8192 / args.cols;  // not worth a fork below
+  const int64_t even = args.rows / (2 * pool.size()) / kTogether * kTogether;
+  const bool split = args.rows > enough && even > 0 && even < enough;
+  pool.parallel_for(args.rows, split ? even : enough, [&](int64_t begin, int64_t end, int) {
     for (; begin + kTogether <= end; begin += kTogether) norm_rows<kTogether>(args, begin);
     for (; begin < end; ++begin) norm_rows<1>(args, begin);
   });
