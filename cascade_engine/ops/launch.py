@@ -13,7 +13,7 @@ from cascade_engine.errors import RequestError
 from cascade_engine.gpu_kernels import triton_operation
 
 ELEMENT = {torch.bfloat16: 1, torch.float16: 2}
-"""Element types of csrc/include/ce/cuda_kernels.h."""
+"""Element types of csrc/include/ce/cuda_batch.h."""
 STORE, ADD, SWIGLU, GEGLU, RELU, ROUND = range(6)
 """What `linear` does with its sums."""
 EMULATED_MULTIPROCESSORS = 4

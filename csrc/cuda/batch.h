@@ -1,5 +1,5 @@
 // Which token an activation row stands for, and where a position's keys lie. See Batch in
-// ce/cuda_kernels.h.
+// ce/cuda_batch.h.
 #pragma once
 
 #include "cuda/intrinsics.h"
