@@ -140,6 +140,7 @@ class NeuralLevel:
             if any(trees)
             else [],
             **self._rejections(items),
+            runners_up=max((item.siblings for item in items), default=0),
         )
         asked = any(item.logprobs is not None or item.siblings for item in items)
         judged = judge(items, verdicts, allowed) if asked else []

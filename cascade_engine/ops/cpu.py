@@ -221,8 +221,9 @@ class CpuBackend:
     def recorder(self) -> Recorder:
         return Recorder(self)
 
-    def accept(self, **arguments: Any) -> list[tuple[int, int, list[int]]]:
-        """The acceptance rule over rows of logits: see `_C.accept`."""
+    def accept(self, runners_up: int = 0, **arguments: Any) -> list[tuple[int, int, list[int]]]:
+        """The acceptance rule over rows of logits: see `_C.accept`. `runners_up`: what `siblings`
+        will be asked for; they need no preparation here."""
         return _C.accept(self.context, **arguments)
 
     def draft(self, **arguments: Any) -> list[int]:

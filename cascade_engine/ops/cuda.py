@@ -252,7 +252,8 @@ class CudaBackend:
         return self._review.on_host("logprobs", **arguments)
 
     def siblings(self, **arguments: Any) -> Any:
-        return self._review.on_host("siblings", **arguments)
+        """Runners-up of tokens that the last review left, which was asked for as many."""
+        return self._review.siblings(**arguments)
 
     def _on_device(self, table: _C.NgramTable | None) -> dict[str, Any] | None:
         if table is not None and (self._table is None or self._table[0] is not table):

@@ -22,25 +22,29 @@ REASONS = {
 
 
 class Decided(NamedTuple):
-    """What acceptance leaves: `[4, rows]` accepted, own, lengths, path lengths; paths; and
-    probabilities of what rows gain, where they are asked for."""
+    """What acceptance leaves: `[4, rows]` accepted, own, lengths, path lengths; paths; and where
+    they are asked for probabilities of what rows gain, and runners-up."""
 
     numbers: torch.Tensor
     paths: torch.Tensor
     kept: torch.Tensor | None
+    ranked: torch.Tensor | None
+    """int32 `[2, rows, logits, count]`: tokens, and float32 their probabilities."""
 
     def fetched(self, run: Launcher) -> Decided:
         """The same on the host, in one copy."""
-        parts = [self.numbers.view(-1), self.paths.view(-1)]
-        if self.kept is not None:
-            parts.append(self.kept.view(torch.int32).view(-1))
-        sizes = [len(part) for part in parts]
-        numbers, paths, *kept = run.fetch(torch.cat(parts)).split(sizes)
-        probs = [part.view(torch.float32).view(len(self.paths), -1) for part in kept]
+        parts = [part for part in self if part is not None]
+        whole = run.fetch(torch.cat([part.view(torch.int32).view(-1) for part in parts]))
+        sizes = [part.numel() for part in parts]
+        copies = iter(
+            copy.view(part.dtype).view(part.shape)
+            for copy, part in zip(whole.split(sizes), parts, strict=True)
+        )
         return Decided(
-            numbers.view(self.numbers.shape),
-            paths.view(self.paths.shape),
-            probs[0] if probs else None,
+            next(copies),
+            next(copies),
+            None if self.kept is None else next(copies),
+            None if self.ranked is None else next(copies),
         )
 
 
@@ -58,6 +62,8 @@ class CudaReview:
         self._samplers: tuple[list[Any], int, DeviceSamplers] | None = None
         self._scratch: dict[str, torch.Tensor] = {}
         self._rejections: dict[tuple[int, int], RejectionMemory] = {}
+        self._ranked: tuple[list[int], torch.Tensor | None] = ([], None)
+        """Rows of the last review, and its runners-up."""
 
     def accept(
         self,
@@ -77,9 +83,10 @@ class CudaReview:
         trees: Sequence[tuple[list[int], list[int], list[float]]] = (),
         rejections: Sequence[tuple[int, bool, int]] = (),
         distributions: DeviceDistributions | None = None,
+        runners_up: int = 0,
     ) -> list[tuple[int, int, list[int]]]:
-        """As `_C.accept`. Raises ValueError when a row's logits allow no token, and leaves the rows
-        as they were."""
+        """As `_C.accept`; finds `runners_up` for `siblings`, which comes next. Raises ValueError
+        when a row's logits allow no token, and leaves the rows as they were."""
         needed = sum(end - begin + 1 for begin, end in zip(frontiers, lengths, strict=True))
         if logit_rows >= 0 and needed != logit_rows:
             raise ValueError(
@@ -131,10 +138,12 @@ class CudaReview:
             "vocab": vocab,
             "allowed": masks,
             "edits": edits,
-            "filters": given.filters or probs != 0,
+            "filters": True,
             "processed": self._zeros("processed", size * vocab, torch.float32) if edits else None,
             "seen": self._zeros("seen", size * vocab, torch.int32) if edits else None,
-            "distributions": None if memory is None else memory.distributions,
+            "distributions": self._zeros("laws", 3 * size, torch.int64)
+            if memory is None
+            else memory.distributions,
             **given.arguments(),
             **shared,
         }
@@ -158,7 +167,14 @@ class CudaReview:
         self._run("accept", **accepted)
         if memory is not None:
             self._run("rejection", chosen, accepted, **memory.arguments())
-        decided = Decided(out, paths, kept).fetched(self._run)
+        ranked = None
+        if runners_up:
+            count = runners_up + 1  # the token itself is among them
+            sizes = (2, shape.rows, shape.logits, count)
+            ranked = torch.zeros(sizes, dtype=torch.int32, device=self._run.device)
+            self._run("runners_up", chosen, count=count, tokens=ranked[0], probs=ranked[1])
+        decided = Decided(out, paths, kept, ranked).fetched(self._run)
+        self._ranked = (list(rows), decided.ranked)
         num_accepted, owns, _, _ = decided.numbers.tolist()
         for n, own, frontier in zip(num_accepted, owns, frontiers, strict=False):
             if own < 0:
@@ -180,6 +196,34 @@ class CudaReview:
                 host_probs[row, frontier : frontier + n + 1] = decided.kept[i, : n + 1]
             results.append((n, own, path))
         return results
+
+    def siblings(
+        self,
+        tokens: int,
+        token_stride: int,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        paths: Sequence[Sequence[int]],
+        siblings: Sequence[int],
+        **_: Any,
+    ) -> list[list[list[tuple[int, float]]]]:
+        """As `_C.siblings`, of rows of the last review, which was asked for as many."""
+        reviewed, found = self._ranked
+        assert found is not None
+        ids, probs = found[0].tolist(), found[1].view(torch.float32).tolist()
+        ranked = []
+        for row, start, n, path, wanted in zip(rows, starts, counts, paths, siblings, strict=True):
+            i = reviewed.index(row)
+            own = host_ints(tokens + 4 * (row * token_stride + start), n).tolist()
+            pairs = [zip(ids[i][offset], probs[i][offset], strict=True) for offset in path]
+            ranked.append(
+                [
+                    [(other, prob) for other, prob in each if other not in (-1, token)][:wanted]
+                    for each, token in zip(pairs, own, strict=True)
+                ]
+            )
+        return ranked
 
     def on_host(self, name: str, logits: int, **arguments: Any) -> Any:
         """A native function of the CPU over a copy of the logits."""

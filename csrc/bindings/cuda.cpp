@@ -204,6 +204,13 @@ void bind_choices(py::module_& m) {
         [](Stream stream, const py::kwargs& kwargs) { choose(choose_args(kwargs), stream); });
   m.def("accept",
         [](Stream stream, const py::kwargs& kwargs) { accept(accept_args(kwargs), stream); });
+  m.def("runners_up", [](Stream stream, const py::dict& chosen, const py::kwargs& kwargs) {
+    RunnersUpArgs a;
+    a.chosen = choose_args(chosen);
+    Keywords k("runners_up", kwargs);
+    k.take("count", a.count).take("tokens", a.tokens).take("probs", a.probs).finish();
+    runners_up(a, stream);
+  });
   m.def("rejection", [](Stream stream, const py::dict& chosen, const py::dict& accepted,
                         const py::kwargs& kwargs) {
     RejectionArgs a;

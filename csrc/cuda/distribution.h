@@ -26,6 +26,26 @@ __device__ __forceinline__ Choice choice_at(const ChooseArgs& args, int64_t logi
   return c;
 }
 
+// The number that decides: the value itself, or perturbed by the noise of its token.
+__device__ __forceinline__ float perturbed(float value, const DeviceSampler& s, uint32_t bits) {
+  return s.temperature == 0.0f ? value : value / s.temperature + gumbel(bits);
+}
+
+__device__ __forceinline__ PhiloxBlock noise_block(const Choice& c, uint32_t block) {
+  const DeviceSampler& s = *c.sampler;
+  if (s.temperature == 0.0f) return {};
+  return philox4x32(block, static_cast<uint32_t>(c.query.position + 1),
+                    static_cast<uint32_t>(s.sample_index), kTokenStream,
+                    static_cast<uint32_t>(s.seed), static_cast<uint32_t>(s.seed >> 32));
+}
+
+__device__ __forceinline__ float decided_by(const Choice& c, int id) {
+  const PhiloxBlock noise = noise_block(c, static_cast<uint32_t>(id) / 4);
+  const uint32_t low = (id & 1) != 0 ? noise.lane[1] : noise.lane[0];
+  const uint32_t high = (id & 1) != 0 ? noise.lane[3] : noise.lane[2];
+  return perturbed(c.values[id], *c.sampler, (id & 2) != 0 ? high : low);
+}
+
 // A row of values with its filters.
 struct Filter {
   const float* values;
@@ -63,7 +83,8 @@ __device__ __forceinline__ Law law_at(const ChooseArgs& args, int64_t logit_row)
   const DeviceDistribution d = args.distributions[logit_row];
   const float* values = args.edits ? args.processed + logit_row * args.vocab
                                    : args.logits + logit_row * args.logits_stride;
-  const float divisor = args.samplers[logit_row / args.logit_width].temperature;
+  const float temperature = args.samplers[logit_row / args.logit_width].temperature;
+  const float divisor = temperature == 0.0f ? 1.0f : temperature;
   return {{values, args.vocab, d.highest, divisor, d.least},
           d.total,
           d.total > 0 ? kUnit / static_cast<double>(d.total) : 0.0};

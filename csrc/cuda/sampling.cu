@@ -59,19 +59,6 @@ __global__ void __launch_bounds__(kThreads) edit_kernel(ChooseArgs args) {
     if ((allowed[i / 32] >> (i % 32) & 1u) == 0) values[i] = -INFINITY;
 }
 
-// The number that decides: the value itself, or perturbed by the noise of its token.
-__device__ __forceinline__ float perturbed(float value, const DeviceSampler& s, uint32_t bits) {
-  return s.temperature == 0.0f ? value : value / s.temperature + gumbel(bits);
-}
-
-__device__ __forceinline__ PhiloxBlock noise_block(const Choice& c, uint32_t block) {
-  const DeviceSampler& s = *c.sampler;
-  if (s.temperature == 0.0f) return {};
-  return philox4x32(block, static_cast<uint32_t>(c.query.position + 1),
-                    static_cast<uint32_t>(s.sample_index), kTokenStream,
-                    static_cast<uint32_t>(s.seed), static_cast<uint32_t>(s.seed >> 32));
-}
-
 // Without filters: blocks share out the vocabulary, the largest key wins.
 __global__ void __launch_bounds__(kThreads) choose_kernel(ChooseArgs args) {
   after_previous_launch();
@@ -204,7 +191,8 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
   best = block_largest(best, shared);
   const int32_t favourite = choice_token(best);
   if (favourite < 0) {  // no distribution: accept() says why
-    if (thread == 0 && s.rejects) args.distributions[blockIdx.x] = {0, 0, 0.0f, favourite};
+    if (thread == 0 && args.distributions != nullptr)
+      args.distributions[blockIdx.x] = {0, 0, 0.0f, favourite};
     if (thread == 0 && !s.rejects) args.best[blockIdx.x] = best;
     if (args.probs != nullptr) write_probs(args, c, [](int32_t) { return 0.0f; }, -1);
     return;
@@ -221,20 +209,20 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(ChooseArgs args) {
     best = 0;
     for (int i = thread; i < args.vocab; i += kThreads) {
       if (!f.keeps(i)) continue;
-      const PhiloxBlock noise = noise_block(c, static_cast<uint32_t>(i) / 4);
-      const uint32_t low = (i & 1) != 0 ? noise.lane[1] : noise.lane[0];
-      const uint32_t high = (i & 1) != 0 ? noise.lane[3] : noise.lane[2];
-      const uint64_t key = choice_key(perturbed(c.values[i], s, (i & 2) != 0 ? high : low), i);
+      const uint64_t key = choice_key(decided_by(c, i), i);
       best = key > best ? key : best;
     }
     best = block_largest(best, shared);
   }
   if (thread == 0) args.best[blockIdx.x] = best;
   if (args.probs == nullptr) return;
-  const double total = static_cast<double>(kept_total(f, [&](int i) { return f.mass(i); }, shared));
+  const uint64_t total = kept_total(f, [&](int i) { return f.mass(i); }, shared);
+  if (thread == 0 && args.distributions != nullptr)
+    args.distributions[blockIdx.x] = {f.least, total, f.highest, 0};
+  const double whole = static_cast<double>(total);
   const auto prob_of = [&](int32_t token) {
     const bool kept = token >= 0 && token < args.vocab && f.keeps(token);
-    return kept ? static_cast<float>(static_cast<double>(f.weight(token)) * kUnit / total) : 0.0f;
+    return kept ? static_cast<float>(static_cast<double>(f.weight(token)) * kUnit / whole) : 0.0f;
   };
   write_probs(args, c, prob_of, choice_token(best));
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda import planted
+from tests.cuda import planted, test_runners_up
 from tests.cuda import test_rejection_kernel as rejecting
 from tests.cuda import test_sampling as sampling
 from tests.cuda.planted import Bug
@@ -19,6 +19,8 @@ tree_reviews = partial(sampling.test_trees, temperature=0.0)
 rejections = partial(rejecting.test_reviews_are_the_oracles, lenience=1.0)
 lenient_rejections = partial(rejecting.test_reviews_are_the_oracles, lenience=2.5)
 chains = rejecting.test_long_chains
+runners_up = partial(test_runners_up.test_they_are_the_cpus, seed=1)
+few = test_runners_up.test_a_filter_leaves_none
 parts = rejecting.test_a_large_vocabulary_is_shared_out
 
 BUGS = [
@@ -166,6 +168,13 @@ BUGS = [
     Bug(
         "filters are not part of the law",
         *("sampling.cu", "{f.least, total, f.highest, 0}", "{1, total, f.highest, 0}", rejections),
+    ),
+    Bug("the first of equals again", "runners_up.cu", "key < above", "key <= above", runners_up),
+    Bug("what filters left out", "runners_up.cu", "if (!law.filter.keeps(i)) continue;", "", few),
+    Bug(
+        "runners-up without the noise",
+        *("runners_up.cu", "c.sampler->rejects ? c.values[i] : decided_by(c, i)", "c.values[i]"),
+        runners_up,
     ),
     Bug(
         "no reason for no law",

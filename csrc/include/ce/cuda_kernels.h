@@ -212,12 +212,22 @@ struct ChooseArgs {
   // drafted token i - 1 by the logits behind the token before it
   float* probs;
   DeviceDistribution*
-      distributions;  // [rows * logit_width] of rows that reject; null: there are none
+      distributions;  // [rows * logit_width] of rows that reject, with `probs` of all; or null
 };
 // best[i]: choice_token(best[i]) is the token, or one of the kNo... values.
 inline constexpr int32_t kNoNumber = -1;   // all logits are NaN, or a logit is +inf
 inline constexpr int32_t kNoAllowed = -2;  // every token is excluded
 void choose(const ChooseArgs& args, Stream stream);
+
+// The `count` tokens that each logit row would choose first, second, ... by what choose() decided
+// by (for rows that reject: by their probabilities), after it. It had `distributions` and `probs`.
+struct RunnersUpArgs {
+  ChooseArgs chosen;
+  int32_t count;
+  int32_t* tokens;  // [rows * logit_width, count], -1: there are no more
+  float* probs;     // likewise
+};
+void runners_up(const RunnersUpArgs& args, Stream stream);
 
 // Walks each row's drafted tokens from its base (chains: from frontiers[r]) as far as they are the
 // chosen ones, writes the level's own token behind them and what follows from it. Rows are compact
