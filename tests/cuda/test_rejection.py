@@ -31,12 +31,15 @@ class HostJudged(CudaBackend):
     def distributions(self, rows: int, vocab: int) -> Any:
         return _C.DraftDistributions(rows, vocab)
 
-    def accept(self, **given: Any) -> list[tuple[int, int, list[int]]]:
+    def accept(self, runners_up: int = 0, **given: Any) -> list[tuple[int, int, list[int]]]:
         program = self._review._program(given["logits"])
         buffer = next(i for i in range(len(program.buffers)) if program.data(i) == given["logits"])
         copy = program.read(buffer).contiguous()
         given |= {"logits": copy.data_ptr(), "logits_stride": copy.shape[1]}
         return _C.accept(self.context, **given)
+
+    def siblings(self, **arguments: Any) -> Any:
+        return self._review.on_host("siblings", **arguments)
 
 
 def make_level(run: Launcher, rows: int, kind: type[CudaBackend] = CudaBackend) -> NeuralLevel:
