@@ -36,10 +36,14 @@ PLAIN_STEPS = 2
 """Steps without drafts at the very beginning: what all else is compared with."""
 HORIZON = 64.0, 400.0
 """Steps that a better plan is taken to be of use for: as many as there were, within this."""
-REFRESH = 128
-"""Steps between two that measure again what is nearly as good."""
+REFRESH = 16, 128
+"""Steps until what is nearly as good is measured again: first, and at most, doubling between.
+"""
 STALL = 10.0
 """Times the expected, beyond which the seconds of a step are not the plan's."""
+COLD = 3.0
+"""Times the expected, beyond which the seconds of a level's first pass are not what passes take: it
+touches the level's memory for the first time."""
 BEHIND = 8
 """Tokens that a draft may have to read first in a pass that tells what it costs."""
 FIRST_SAVE = 12
@@ -85,8 +89,12 @@ class CascadeLearner:
         self._clock = 0.0
         self._steady = True
         """The step so far did nothing but what the plan asks for."""
+        self._cold = set(range(levels.neural + 1))
+        """Levels that have not run yet."""
+        self._warming = False
+        """A level's first pass was part of the step, and took long."""
         self._surprise = Surprise()
-        self._next_refresh = REFRESH
+        self._next_refresh = REFRESH[0]
         self._trying, self._usual = False, 0.0
         self._budget = TrialBudget()
         self._next_save = FIRST_SAVE
@@ -135,7 +143,9 @@ class CascadeLearner:
         tokens = sum(action.tokens for _, action in drafts)
         for drafted in range(max(action.tokens for _, action in drafts)):
             rows = sum(action.tokens > drafted for _, action in drafts)
-            self.costs.observe(level, rows, rows, seconds * rows / tokens, False)
+            self._observe(level, rows, rows, seconds * rows / tokens)
+            if self._warming:
+                break
 
     def reviewed(
         self,
@@ -160,8 +170,7 @@ class CascadeLearner:
         """What is spent around the passes is spent once."""
         for each in drafted.proposals:
             if each.seconds:
-                size = max(each.tokens, 1)
-                self.costs.observe(self._neural, each.rows, size, each.seconds, False)
+                self._observe(self._neural, each.rows, max(each.tokens, 1), each.seconds)
         behind = False
         for row, segment in zip(rows, drafted.rows, strict=True):
             length, record = row.length, self._record(row)
@@ -172,7 +181,7 @@ class CascadeLearner:
                 self._known.drafted(record, level, self._neural, kept, proposed, length)
         for i, each in enumerate(drafted.reviews):
             if i or not behind:
-                self.costs.observe(level, each.rows, each.tokens, each.seconds, False)
+                self._observe(level, each.rows, each.tokens, each.seconds)
         self._steady = self._steady and not behind
         self._around.passed(
             len(rows), sum(e.seconds for e in (*drafted.proposals, *drafted.reviews))
@@ -203,13 +212,24 @@ class CascadeLearner:
                 self._surprise.add(self._rows, expected, tokens)
         self._steady = True
         self._decide(bucket, tokens, seconds)
+        self._warming = False
         pace.heard(self._steps, self._rows, seconds, self._plan is PLAIN, self._trying)
 
     # Counting
 
     def _passed(self, level: int, rows: int, tokens: int, seconds: float, tree: bool) -> None:
-        self.costs.observe(level, rows, tokens, seconds, tree)
+        self._observe(level, rows, tokens, seconds, tree)
         self._around.passed(rows, seconds)
+
+    def _observe(
+        self, level: int, rows: int, tokens: int, seconds: float, tree: bool = False
+    ) -> None:
+        if level in self._cold:
+            self._cold.discard(level)
+            if seconds > COLD * self.costs.seconds(level, rows, tokens, tree):
+                self._warming, self._steady = True, False
+                return
+        self.costs.observe(level, rows, tokens, seconds, tree)
 
     def _record(self, row: RowSeen) -> RowRecord:
         if row.record is None:
@@ -263,7 +283,8 @@ class CascadeLearner:
         if self._surprise.is_great():
             self._pace.look_soon(self._steps)
         if self._trying:
-            self._budget.tried(tokens, seconds, self._usual)
+            if not self._warming:
+                self._budget.tried(tokens, seconds, self._usual)
         elif bucket == self._bucket and not self._pace.is_due(self._steps):
             return
         if self._steps >= PLAIN_STEPS and self._records:
@@ -296,7 +317,7 @@ class CascadeLearner:
         self._adopt(trial or choice.best)
         if trial is not None:
             if refresh:
-                self._next_refresh = self._steps + REFRESH
+                self._next_refresh = self._steps + min(self._steps, REFRESH[1])
         else:
             self.lenience = adapted(self.lenience, self._lenient, self._plan, self._known)
         if self._path is not None and self._reviews >= self._next_save:

@@ -16,6 +16,8 @@ constexpr double kPull = 4.0;
 // How far a time may move what is known of its size, as a logarithm, at first and later: about
 // towards the median, since a moment when the machine does something else says little.
 constexpr double kFirst = 1.4, kLater = 0.35;
+// A size's first time is more than what the sizes around it tell by this factor at most.
+constexpr double kSurprise = 2.0;
 // A pass costs hardly more than two over half the tokens, where such were measured so often.
 constexpr double kHalves = 1.1, kSure = 3.0;
 // Passes over as many tokens of few and of many rows differ by this at most.
@@ -52,7 +54,10 @@ void PassCosts::observe(int level, int rows, int64_t tokens, double seconds, boo
   if (found == table.cells.end()) {
     const double guess = this->seconds(level, rows, tokens, tree) / unit;
     double scaled = seconds / unit;
-    if (guess > 0.0 && scaled > 2.0 * guess) scaled = std::sqrt(2.0 * guess * scaled);
+    if (guess > 0.0 && scaled > kSurprise * guess)
+      scaled = measured(table_of(level, tree), rows, tokens)
+                   ? kSurprise * guess
+                   : std::sqrt(kSurprise * guess * scaled);
     table.cells[size] = {scaled, 1.0};
     table.values.clear();
     return;

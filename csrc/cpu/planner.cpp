@@ -176,17 +176,20 @@ std::optional<Estimate> Planner::trial(const Choice& choice, const std::vector<E
 }
 
 // One step of a plan that is nearly as good, in turn, or of plain decoding: what was measured of it
-// may be out of date.
+// may be out of date. Where nothing comes near plain decoding, of what comes nearest: that may have
+// been measured at a bad moment.
 std::optional<Estimate> Planner::refresh(const Choice& choice, const std::vector<Estimate>& kinds) {
-  const Estimate* found = nullptr;
+  const Estimate *found = nullptr, *nearest = nullptr;
   int64_t longest_ago = 0;
   for (const Estimate& each : kinds) {
     const bool plain = each.kind == Evaluation::kPlain;
     if (each.kind == choice.best.kind || lag(each) > 0.0) continue;
+    if (!nearest || corrected(*nearest) < corrected(each)) nearest = &each;
     if (!plain && corrected(each) < kNear * choice.rate) continue;
     const int64_t used = used_[each.kind];
     if (!found || used < longest_ago) found = &each, longest_ago = used;
   }
+  if (!found) found = nearest;
   if (!found) return std::nullopt;
   used_[found->kind] = looks_;
   return *found;

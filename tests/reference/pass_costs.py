@@ -21,6 +21,8 @@ FIRST, LATER = 1.4, 0.35
 """How far a time may move what is known of its size, as a logarithm."""
 ROWS_MATTER = 3.0
 """Passes over as many tokens of few and of many rows differ by this at most."""
+SURPRISE = 2.0
+"""A size's first time is more than what the sizes around it tell by this factor at most."""
 
 
 class PassCosts:
@@ -43,8 +45,9 @@ class PassCosts:
         if cell is None:
             guess = self.seconds(level, rows, tokens, tree) / unit
             scaled = seconds / unit
-            if guess and scaled > 2.0 * guess:
-                scaled = math.sqrt(2.0 * guess * scaled)
+            if guess and scaled > SURPRISE * guess:
+                told = self._measured(_table(level, tree), rows, tokens) is not None
+                scaled = SURPRISE * guess if told else math.sqrt(SURPRISE * guess * scaled)
             cells[size] = [scaled, 1.0]
             return
         most = FIRST if cell[1] < 4.0 else LATER
