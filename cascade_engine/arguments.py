@@ -156,8 +156,8 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--policy",
         metavar="NAME",
-        help="fixed (default): --k-matrix; auto: finds its setting while it runs; plain: no "
-        "drafts; or a policy file (docs/tuning.md)",
+        help="auto (default): finds its setting while it runs; fixed: --k-matrix (default where "
+        "one of these options is given); plain: no drafts; or a policy file (docs/tuning.md)",
     )
     group.add_argument(
         "--lenience", type=float, metavar="L", help="between drafting levels, >= 1 (default 1)"
@@ -249,8 +249,8 @@ def _check_compare(args: argparse.Namespace) -> None:
 
 
 def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy | Path:
-    """The policy asked for or its file, `default` being the matrix when none is given; raises
-    RequestError for options that exclude each other."""
+    """The policy asked for or its file, `default` being the fixed one's matrix when none is given;
+    raises RequestError for options that exclude each other."""
     _check_compare(args)
     settings = ("preset", "k_matrix", "lenience", "tree", "siblings", "min_confidence")
     fixed = any(getattr(args, name) is not None for name in settings)
@@ -269,7 +269,7 @@ def policy(args: argparse.Namespace, default: Sequence[Sequence[int]]) -> Policy
             "--policy auto finds K, lenience and trees itself: leave --k-matrix, --lenience, "
             "--tree, --siblings and --min-confidence out, or give --policy fixed"
         )
-    if args.policy == "auto":
+    if args.policy == "auto" or (args.policy is None and not fixed):
         return AutoCascade()
     if args.policy not in (None, "fixed"):
         if fixed:

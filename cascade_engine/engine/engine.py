@@ -89,7 +89,7 @@ class Engine:
         tables: str | PathLike[str] | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        policy: Policy | str | PathLike[str] = "fixed",
+        policy: Policy | str | PathLike[str] = "auto",
         *,
         threads: int | None = None,
         max_rows: int = 16,
@@ -110,8 +110,8 @@ class Engine:
         `device`: "auto" and "cpu" are the CPU, "cuda" is an NVIDIA GPU of compute capability 8.0
         or newer. `dtype`: "auto" (the checkpoint's own; float16 becomes float32 on the CPU); on
         the CPU "float32", "bfloat16" or "int8" (matrices as 8-bit integers with a scale for each
-        output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy`: "fixed"
-        (`FixedCascade.default`), "auto" (`AutoCascade()`, which finds its setting while it runs),
+        output, the rest as in bfloat16), on a GPU "bfloat16" or "float16". `policy`: "auto"
+        (`AutoCascade()`, which finds its setting while it runs), "fixed" (`FixedCascade.default`),
         "plain", a policy or a policy file (docs/tuning.md). `threads` None: CASCADE_THREADS, else
         all physical cores.
         `max_context` bounds every row (default: the target's own context; a T5 has none, see

@@ -101,6 +101,20 @@ def test_drafts_that_tell_when_they_are_wrong_end_there(rows: int) -> None:
     assert throughput(sure, AUTO, [3], 1000, rows) > 0.9 * best
 
 
+def test_a_slow_first_pass_is_not_what_passes_take() -> None:
+    """Its memory was touched for the first time. One as fast as others is counted."""
+    learner, row = AUTO.start(LEVELS), SimulatedRow(TEXT, [0, 0])
+    for level, seconds in ((0, 9.0), (0, 1.0), (1, 5.0), (1, 0.1), (2, 0.01)):
+        item = Reviewed(0, 0, None)
+        if level < 2:
+            learner.reviewed(level, [row], [item], [Kept(0)], 1, seconds)
+        else:
+            learner.drafted(level, [(row, Draft(2, 1))], seconds)
+    assert learner.costs.seconds(0, 1, 1) == pytest.approx(1.0)
+    assert learner.costs.seconds(1, 1, 1) == pytest.approx(0.1)
+    assert learner.costs.seconds(2, 1, 1) == pytest.approx(0.01)
+
+
 def test_a_plan_is_a_pure_function_of_the_row() -> None:
     act = Plan(drafter=1, tokens=3, width=4, tail=2).next_action
     start = RowState((5, 5), 5, 100)

@@ -77,7 +77,7 @@ def test_a_cut_trace_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_generate_writes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the cascade alone: what --compare decodes is not in it."""
     question, trace = "How can I save water at home?", tmp_path / "t.jsonl"
-    options = ["--max-new-tokens", "24", "--quiet", "--threads", "1"]
+    options = ["--max-new-tokens", "24", "--quiet", "--threads", "1", "--policy", "fixed"]
     stats = tmp_path / "stats.json"
     assert generate([question, *options, "--stats-json", str(stats)]) == 0
     text = capsys.readouterr().out
