@@ -23,7 +23,8 @@ DATA=build/gpu-data
 PATH=$(dirname "$PYTHON"):$PATH # where pip puts cmake and ninja
 KERNEL_TESTS=(tests/cuda/test_linear.py tests/cuda/test_attention.py
   tests/cuda/test_forward_ops.py tests/cuda/test_sampling.py tests/cuda/test_drafting.py
-  tests/cuda/test_draft_trees.py)
+  tests/cuda/test_draft_trees.py tests/cuda/test_rejection_kernel.py
+  tests/cuda/test_runners_up.py tests/cuda/test_segments.py)
 export PATH PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
 
 case $mode in
@@ -105,7 +106,8 @@ case $mode in
       [ $tool = memcheck ] && seconds=$((seconds / 2))
       PYTORCH_NO_CUDA_MEMORY_CACHING=1 on_gpu "$seconds" "$OUT/$tool.log" \
         compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-        "$PYTHON" -m pytest -m gpu -q -x "${KERNEL_TESTS[@]}" -k "not bits_do_not_depend" ||
+        "$PYTHON" -m pytest -m gpu -q -x "${KERNEL_TESTS[@]}" \
+        -k "not bits_do_not_depend and not engine_keeps" ||
         status=$?
     done
     exit $status
