@@ -11,6 +11,7 @@ from cascade_engine.policy.base import (
     Draft,
     LevelSet,
     OutputSeen,
+    Review,
     ReviewSeen,
     RowSeen,
     RowState,
@@ -50,7 +51,7 @@ FIRST_SAVE = 12
 """Reviews before what was learnt is first written down; then at each doubling."""
 
 
-PLAINLY = Estimate(PLAIN)
+TARGET_REVIEW = Review(0)
 
 
 class Limits(NamedTuple):
@@ -107,9 +108,10 @@ class CascadeLearner:
         """Made for these levels."""
 
     def next_action(self, row: RowState) -> Action:
-        if self._some and row.record is not None and not row.record.drafts:
-            return PLAIN.next_action(row)
-        return self._plan.next_action(row)
+        plan = self._plan
+        if plan is PLAIN or (self._some and row.record is not None and not row.record.drafts):
+            return TARGET_REVIEW
+        return plan.next_action(row)
 
     # What the engine tells
 
@@ -196,7 +198,7 @@ class CascadeLearner:
         self._steps += 1
         pace = self._pace
         if not pace.listening:
-            pace.wakes(self._steps)
+            pace.wakes(self._steps, outputs)
             if row_bucket(len(outputs)) != self._bucket:
                 self._welcome(len(outputs), seconds)
             return

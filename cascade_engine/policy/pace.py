@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cascade_engine.policy.base import OutputSeen
+
 LISTENING = 3e-6, 3e-6
 """Seconds that it takes to hear of a step, about: once, and for each row."""
 LISTENING_SHARE = 0.01
 """Of the time, that this may take; beyond it steps pass unheard."""
-LONGEST_PAUSE = 16
-"""Steps unheard in a row, at most."""
+LONGEST_PAUSE = 16, 48
+"""Steps unheard in a row, at most: while rows draft, and while they decode plainly."""
 LOOK_SHARE = 0.01
 """Of the time, that looks may take."""
 PATIENCE = 4, 48
@@ -20,14 +24,19 @@ class Pace:
     def __init__(self, first_look: int) -> None:
         self.listening = True
         self.look_seconds = 2e-5
-        self._next_listen = 0
+        self._next_listen = self._longer = 0
         self._next_look = first_look
         self._interval = 1
 
-    def wakes(self, steps: int) -> bool:
-        """After an unheard step: whether the next one is to be heard."""
+    def wakes(self, steps: int, outputs: Sequence[OutputSeen]) -> None:
+        """After an unheard step: whether the next one is to be heard. Where rows end other text may
+        come, and the pause of plain decoding is as long as any other."""
+        if self._next_listen - steps > self._longer:
+            return
         self.listening = steps >= self._next_listen
-        return self.listening
+        for out in outputs:
+            if out.finish_reason is not None:
+                self.listening = True
 
     def heard(self, steps: int, rows: int, seconds: float, plain: bool, eager: bool) -> None:
         """A step of so many seconds was heard. Those after it tell little if they are plain; the
@@ -35,8 +44,9 @@ class Pace:
         pause = 0
         if not eager and steps > 32:
             cost = LISTENING[0] + LISTENING[1] * rows
-            pause = min(int(cost / max(LISTENING_SHARE * seconds, 1e-9)), LONGEST_PAUSE)
-            pause = LONGEST_PAUSE if pause and plain else pause
+            pause = min(int(cost / max(LISTENING_SHARE * seconds, 1e-9)), LONGEST_PAUSE[0])
+            pause = LONGEST_PAUSE[1] if pause and plain else pause
+        self._longer = max(pause - LONGEST_PAUSE[0], 0)
         self._next_listen = steps + pause
         self.listening = pause == 0
 
