@@ -133,7 +133,7 @@ class Row:
         What they raise about the target's frontier is raised, as plain decoding would; what they
         raise about a draft costs the draft."""
         frontier = self.frontier[level]
-        allowed = logprobs = None
+        allowed = None
         unanswered: frozenset[int] = frozenset()
         if self.allowed is not None:
             row = tokens.read(self.slot, 0, self.length)
@@ -144,8 +144,6 @@ class Row:
                 if -1 in errors:
                     raise errors[-1]
                 unanswered = frozenset(errors)
-        if level == 0 and self.params.logprobs is not None:
-            logprobs = LogprobRequest(self.params.logprobs, self.params.processed_logprobs)
         rejection = self.rejection(level)
         self.reviews += 1
         return ReviewItem(
@@ -154,12 +152,19 @@ class Row:
             self.length,
             self.sampler,
             allowed,
-            logprobs,
+            self.logprob_request(level),
             tree,
             siblings,
             unanswered,
             rejection,
         )
+
+    def logprob_request(self, level: int) -> LogprobRequest | None:
+        """What a level's reviews have to tell of log-probabilities."""
+        top = self.params.logprobs
+        if level or top is None:
+            return None
+        return LogprobRequest(top, self.params.processed_logprobs)
 
     def rejection(self, level: int) -> Rejection | None:
         """What a level's next review has to know if it goes by the rejection rule."""

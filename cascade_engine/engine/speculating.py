@@ -132,6 +132,7 @@ class Speculating:
                 row.sampler,
                 row.frontier[level],
                 row.rejection(level),
+                row.logprob_request(level),
             )
             for row, action in drafts
         ]
@@ -151,7 +152,6 @@ def _is_simple(row: Row, level: int, trees: bool) -> bool:
     """Nothing of the row is wanted on the host before or beside its review. Drafts that it has go
     along in a chain, as far as nobody asks how likely they were."""
     asks = row.allowed is not None or row.tree is not None
-    asks = asks or (level == 0 and row.params.logprobs is not None)
     certain = row.length == row.frontier[level] if trees or level else True
     return not asks and certain
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cascade_engine.levels.judged import judge, read_logprobs
 from cascade_engine.levels.neural import NeuralLevel
-from cascade_engine.levels.rows import Rejection, ReviewItem, TokenRows, Verdict
+from cascade_engine.levels.rows import (
+    LogprobRequest,
+    Rejection,
+    ReviewItem,
+    TokenLogprobs,
+    TokenRows,
+    Verdict,
+)
 from cascade_engine.levels.statistical import LEAST_PROBABILITY, Proposal, StatisticalLevel
 from cascade_engine.levels.tree import MAX_NODES, TokenTree, shares_of, unmoved
 from cascade_engine.ops import (
     Ask,
+    CudaBackend,
     CudaSpeculation,
     DeviceDistributions,
     Reviewed,
@@ -29,6 +38,7 @@ class Speculated:
     sampler: Sampler
     frontier: int | None = None
     rejection: Rejection | None = None
+    logprobs: LogprobRequest | None = None
 
 
 class Speculation:
@@ -93,14 +103,18 @@ class Speculation:
         for each, (slot, length, count) in zip(asked, sizes, strict=True):
             row = (slot, length, count, each.depth, each.sampler, pages.length[slot])
             rejection = self._rejection(each, min(count, each.depth) if trees else count)
-            asks.append(Ask(*row, _frontier(each), each.proposal.prediction, rejection))
+            prediction, bring = each.proposal.prediction, each.logprobs is not None
+            asks.append(Ask(*row, _frontier(each), prediction, rejection, bring))
         try:
             reviewed = self._action.run(asks, trees, lenience, probs)
         except ValueError:
             for ask in asks:
                 pages.truncate(ask.row, ask.cached)
             raise
-        items = [_item(ask, each, source) for ask, each in zip(asks, reviewed, strict=True)]
+        items = [
+            _item(ask, made, source)._replace(logprobs=each.logprobs)
+            for ask, made, each in zip(asks, reviewed, asked, strict=True)
+        ]
         if heard is not None:
             for ask, made, item in zip(asks, reviewed, items, strict=True):
                 if item.tree is None:
@@ -126,7 +140,23 @@ class Speculation:
         self._rows.append(item.slot, item.frontier, found.gained, found.probs or [1.0] * (n + 1))
         self._level.pages.length[item.slot] = item.frontier + n
         path, still = ([], n) if item.tree is None else (found.path, unmoved(found.path))
-        return Verdict(n, found.gained[-1], path=path, num_unmoved=still)
+        return Verdict(n, found.gained[-1], self._logprobs(item, found), path, still)
+
+    def _logprobs(self, item: ReviewItem, found: Reviewed) -> tuple[TokenLogprobs, ...]:
+        """Of the tokens that the row has got, where they are asked for."""
+        if found.logits is None:
+            return ()
+        backend = self._level.backend
+        assert isinstance(backend, CudaBackend)
+        verdict = (len(found.gained) - 1, found.gained[-1], found.path)
+        logits = {
+            "logits": found.logits.data_ptr(),
+            "logits_stride": found.logits.stride(0),
+            "vocab": self._level.vocab_size,
+            "tokens": self._rows.address,
+            "token_stride": self._rows.capacity,
+        }
+        return read_logprobs(backend.host, logits, judge([item], [verdict], [0]))[0]
 
 
 def _item(ask: Ask, found: Reviewed, source: int) -> ReviewItem:

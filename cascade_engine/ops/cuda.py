@@ -82,9 +82,10 @@ class CudaBackend:
         self.launcher = launcher
         self.device = launcher.device
         self.graphs = graphs and launcher.captures
-        self._cpu = CpuBackend(threads)
-        self.context = self._cpu.context
-        self._review = CudaReview(launcher, self._cpu)
+        self.host = CpuBackend(threads)
+        """For what is on the host."""
+        self.context = self.host.context
+        self._review = CudaReview(launcher, self.host)
         self._table: tuple[_C.NgramTable, dict[str, Any]] | None = None
         self._alone: dict[CudaProgram, CudaSpeculation] = {}
         self._segments: dict[CudaProgram, CudaSegments] = {}
@@ -262,11 +263,11 @@ class CudaBackend:
 
     def propose(self, **arguments: Any) -> list[int]:
         """Max-Gram and tables over the host's rows; their tokens go up with the next pass."""
-        return self._cpu.propose(**arguments)
+        return self.host.propose(**arguments)
 
     def propose_trees(self, drafter: _C.Drafter, **arguments: Any) -> list[int]:
         """Trees and chains by n-gram statistics, on the host as well."""
-        return self._cpu.propose_trees(drafter, **arguments)
+        return self.host.propose_trees(drafter, **arguments)
 
 
 def _rejecting(ask: Ask, distributions: DeviceDistributions, number: int, most: int) -> Ask:

@@ -49,12 +49,16 @@ class Ask:
     frontier: int
     prediction: torch.Tensor | None = None
     rejection: RowRejection | None = None
+    brings_logits: bool = False
+    """What the row is reviewed by comes back as well."""
 
 
 class Reviewed(NamedTuple):
     """The drafts (parents: of a tree), the tokens from the frontier on that were accepted with the
     level's own behind them, their probabilities where they are asked for and, of a tree, the nodes
-    accepted and what the statistics give each drafted path."""
+    accepted and what the statistics give each drafted path. Where they are asked for, the logits:
+    float32 `[places, columns]`, behind the token before the frontier first, then behind each under
+    review; they are there until the next action."""
 
     tokens: list[int]
     parents: list[int]
@@ -62,6 +66,7 @@ class Reviewed(NamedTuple):
     path: list[int]
     probs: list[float]
     path_probs: list[float]
+    logits: torch.Tensor | None = None
 
 
 class Drafted(NamedTuple):
@@ -92,6 +97,8 @@ class CudaSpeculation(DeviceActions):
     ) -> None:
         action = CudaAction(launcher, program, logits, vocab, table, doubts, least)
         super().__init__(launcher, program, action, graphs)
+        self._logits = logits
+        self._staged = torch.empty(0, program.cols(logits))
 
     def learn(self, version: int, text: Callable[[], bytes]) -> None:
         """The tokens of finished requests, taken where `version` has changed."""
@@ -110,7 +117,13 @@ class CudaSpeculation(DeviceActions):
         predicts = any(ask.prediction is not None for ask in asks)
         shape = Shape(bucket(len(asks)), width, logits)
         kind = Kind(shape, trees, predicts=predicts, probs=probs, lenience=lenience)
-        return self._reviewed(self._report(kind, asks), asks, trees, probs)
+        bringing = [i for i, ask in enumerate(asks) if ask.brings_logits]
+        report = self._report(kind, asks, lambda: self._bring_logits(logits, bringing))
+        brought = dict(zip(bringing, self._staged.split(logits), strict=False))
+        return [
+            each._replace(logits=brought.get(i))
+            for i, each in enumerate(self._reviewed(report, asks, trees, probs))
+        ]
 
     def draft(self, asks: Sequence[Ask], most: int | None = None) -> list[Drafted]:
         """Appends up to `count` tokens to each row, those that as many reviews of nothing would
@@ -131,9 +144,23 @@ class CudaSpeculation(DeviceActions):
             drafted.append(Drafted(tokens[:gained], report.kept_probs[i, :gained].tolist()))
         return drafted
 
-    def _report(self, kind: Kind, asks: Sequence[Ask]) -> Report:
-        report = self._act(kind, asks, lambda memory: self._upload(memory, asks))
+    def _report(
+        self, kind: Kind, asks: Sequence[Ask], download: Callable[[], None] | None = None
+    ) -> Report:
+        report = self._act(kind, asks, lambda memory: self._upload(memory, asks), download)
         return Report.of(report, kind.shape.rows)
+
+    def _bring_logits(self, width: int, bringing: Sequence[int]) -> None:
+        """Downloads the logits of these rows of the pass, `width` places each."""
+        if not bringing:
+            return
+        if len(self._staged) < len(bringing) * width:
+            sizes = (bucket(len(bringing) * width), self._program.cols(self._logits))
+            self._staged = self._run.staging(*sizes, dtype=torch.float32)
+        memory = self._program.buffers[self._logits].memory
+        assert memory is not None
+        for target, i in zip(self._staged.split(width), bringing, strict=False):
+            self._run.download(target, memory[i * width : (i + 1) * width])
 
     def _upload(self, memory: Memory, asks: Sequence[Ask]) -> None:
         told, rows = [], self._program.on_device

@@ -44,10 +44,15 @@ class DeviceActions:
         return Memory(self._run, shape)
 
     def _act(
-        self, kind: Kind, asks: Sequence[RowAsk], upload: Callable[[Memory], None]
+        self,
+        kind: Kind,
+        asks: Sequence[RowAsk],
+        upload: Callable[[Memory], None],
+        download: Callable[[], None] | None = None,
     ) -> torch.Tensor:
         """One action, and the wait for it: its report. `kind` says nothing of the samplers yet;
-        `upload` tells the device what is asked."""
+        `upload` tells the device what is asked, `download` copies what comes back beside the
+        report."""
         moves = self._program.prepare(kind.shape)
         memory = self._memory.get(kind.shape)
         if memory is None:
@@ -61,6 +66,8 @@ class DeviceActions:
         upload(memory)
         self._execute(kind, memory)
         self._run.download(memory.report_host, memory.report)
+        if download is not None:
+            download()
         self._run.wait()
         return memory.report_host
 

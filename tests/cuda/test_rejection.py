@@ -129,9 +129,9 @@ def test_an_engine_rejects_as_the_host(
     calls: list[bool] = []
     original = CudaSpeculation._report
 
-    def report(self: CudaSpeculation, kind: Any, asks: Any) -> Any:
+    def report(self: CudaSpeculation, kind: Any, *asked: Any) -> Any:
         calls.append(kind.alone > 0)
-        return original(self, kind, asks)
+        return original(self, kind, *asked)
 
     monkeypatch.setattr(CudaSpeculation, "_report", report)
     exact = SamplingParams(max_tokens=14, temperature=0.8, seed=4, ignore_eos=True)

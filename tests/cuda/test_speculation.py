@@ -14,6 +14,7 @@ import torch
 from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.engine import loading
 from cascade_engine.levels import (
+    LogprobRequest,
     NeuralLevel,
     Proposal,
     ReviewItem,
@@ -48,13 +49,15 @@ def graphs(run: Launcher) -> Launcher:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, int]]:
-    """Rows and kind of every action of the device, and the longest that a row could get."""
-    calls: list[tuple[int, bool, int]] = []
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, int, int]]:
+    """Rows and kind of every action of the device, the longest that a row could get, and the last
+    of the rows whose logits come back (-1: none)."""
+    calls: list[tuple[int, bool, int, int]] = []
     original = CudaSpeculation.run
 
     def run(self: CudaSpeculation, asks: Any, trees: bool, *options: Any) -> Any:
-        calls.append((len(asks), trees, max(ask.length + ask.depth for ask in asks)))
+        last = max(i if ask.brings_logits else -1 for i, ask in enumerate(asks))
+        calls.append((len(asks), trees, max(ask.length + ask.depth for ask in asks), last))
         return original(self, asks, trees, *options)
 
     monkeypatch.setattr(CudaSpeculation, "run", run)
@@ -96,16 +99,23 @@ def test_an_engine_keeps_its_tokens(
     graphs: Launcher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    counted: list[tuple[int, bool, int]],
+    counted: list[tuple[int, bool, int, int]],
     tree: int,
     params: dict[str, Any],
 ) -> None:
     """Rows come and go and stop at their own lengths; one is not drafted for on the device while it
-    is there."""
+    is there, and others tell of log-probabilities."""
     random_llama(tmp_path, 3, **MODEL)
     prompts = [[t % 40 for t in random_row(n)] for n in (9, 30, 3, 17)]
     sampling = [
-        SamplingParams(max_tokens=n, ignore_eos=True, logprobs=0 if i == 2 else None, **params)
+        SamplingParams(
+            max_tokens=n,
+            ignore_eos=True,
+            allowed_tokens=(lambda row: None) if i == 2 else None,
+            logprobs=(None, 3, None, 2)[i],
+            processed_logprobs=i == 3,
+            **params,
+        )
         for i, n in enumerate((20, 9, 3, 12))
     ]
     cascade = FixedCascade([[5]], tree=tree)
@@ -120,11 +130,12 @@ def test_an_engine_keeps_its_tokens(
         stats.append(engine.stats())
         assert bool(counted) == (where == "device")
     assert found[0] == found[1] == found[2]
-    assert {trees for _, trees, _ in counted} == {tree > 0}
-    assert max(rows for rows, _, _ in counted) > 1
+    assert {trees for _, trees, _, _ in counted} == {tree > 0}
+    assert max(rows for rows, *_ in counted) > 1
+    assert {-1, 1} <= {last for *_, last in counted}  # only of rows that ask, wherever they are
     # The target's own token ends the review of a row that gets to its limit.
     limits = [len(p) + q.max_tokens for p, q in zip(prompts, sampling, strict=True)]
-    assert max(reach for _, _, reach in counted) == max(limits) - 1
+    assert max(reach for _, _, reach, _ in counted) == max(limits) - 1
     if not tree:  # trees near a row's end are cut in other ways
         assert heard[1].fed == heard[2].fed
         assert stats[1]["levels"] == [
@@ -146,7 +157,7 @@ def test_a_trace_tells_what_the_device_does(
     graphs: Launcher,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    counted: list[tuple[int, bool, int]],
+    counted: list[tuple[int, bool, int, int]],
     policy: FixedCascade,
     drafts: list[str],
 ) -> None:
@@ -247,7 +258,8 @@ def test_drafts_are_the_hosts(graphs: Launcher, trees: bool) -> None:
 
 
 def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And from the second time on one graph, for chains and trees each."""
+    """And from the second time on one graph, for chains and trees each, whether log-probabilities
+    are asked for or not."""
     level = make_level(graphs, random_weights(2, BF16, **SHAPE))
     statistical = StatisticalLevel(level.backend, level.rows)
     speculation = Speculation.of(level, statistical)
@@ -283,8 +295,11 @@ def test_one_wait_for_a_review(graphs: Launcher, monkeypatch: pytest.MonkeyPatch
             waits.clear()
             sends.clear()
             launches.clear()
-            asked = [Speculated(Proposal(0, length, 3), 3, greedy)]
+            wanted = LogprobRequest(2, processed=False) if turn % 2 else None
+            asked = [Speculated(Proposal(0, length, 3), 3, greedy, logprobs=wanted)]
             ((_, verdict),) = speculation.review(asked, trees, 1)
+            told = [len(each.top) for each in verdict.logprobs]
+            assert told == ([2] * (verdict.num_accepted + 1) if wanted else [])
             length += verdict.num_accepted + 1
             level.truncate(0, length - 1)
             assert len(waits) == 1
