@@ -38,7 +38,7 @@ BUGS = [
     ),
     Bug(
         "noise of the position before",
-        "sampling.cu",
+        "distribution.h",
         "static_cast<uint32_t>(c.query.position + 1)",
         "static_cast<uint32_t>(c.query.position)",
         reviews,
