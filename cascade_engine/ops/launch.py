@@ -82,7 +82,7 @@ class Launcher:
         """A copy on the device, made in the order of the launches by way of staging memory: the
         host need not wait for it and may change `tensor` at once."""
         if self.device.type != "cuda":
-            return tensor.to(self.device)
+            return tensor.to(self.device, copy=True)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def upload(self, target: torch.Tensor, source: torch.Tensor) -> None:
