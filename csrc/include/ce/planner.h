@@ -94,8 +94,6 @@ class Knowledge {
   std::vector<TreeGains> trees_;
   std::vector<Confident> confident_;
   std::vector<Beliefs> beliefs_;
-  double reviews_ = 0.0;                   // of the target, in all
-  std::vector<double> seen_, trees_seen_;  // what that was when they were last told of
 };
 
 // What one target review is expected to give and to take, for all rows.
