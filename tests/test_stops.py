@@ -204,6 +204,17 @@ def test_min_tokens_postpones_tokens_and_strings() -> None:
     assert count([0, 1, 0, 1], stop=["ab"], min_tokens=2) == 4
 
 
+def test_drafts_are_looked_through_for_ends_that_count() -> None:
+    check = checker(stop_ids=[1], min_tokens=3)
+    assert check.has_end([0, 0, 0, 1], before=0)
+    assert not check.has_end([0, 1, 1], before=0)
+    assert check.has_end([0, 1, 1], before=1)
+    assert check.has_end([1], before=3)
+    assert check.has_end([1], before=9)
+    assert not check.has_end([0, 2], before=9)
+    assert checker(eos_ids=[2]).has_end([0, 2], before=0)
+
+
 def test_a_cut_off_character_can_be_the_stop() -> None:
     check = checker(["\ufffd"])
     assert check.push(1 + 0xE2) == Release("")

@@ -42,6 +42,7 @@ class LoadOptions:
     drafter: Drafter | None = None
     drafter_fallback: bool = False
     compress_weights: bool | str = "auto"
+    prefill_tokens: int = 512
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", *DEVICE_DTYPES):
@@ -55,12 +56,16 @@ class LoadOptions:
         self._check_compression()
         if self.padding not in (None, "left"):
             raise RequestError(f"padding must be None or 'left', got {self.padding!r}")
-        for name in ("threads", "max_rows", "max_context", "kv_cache_bytes"):
+        for name in ("max_rows", "prefill_tokens", "threads", "max_context", "kv_cache_bytes"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            optional = value is None and name in ("threads", "max_context", "kv_cache_bytes")
+            if not optional and (type(value) is not int or value < 1):
                 raise RequestError(f"{name} must be an integer >= 1, got {value!r}")
+        self._check_drafting()
+
+    def _check_drafting(self) -> None:
         learnt, (least, most) = self.learn_tokens, LEARN_TOKENS
-        if learnt != 0 and (not isinstance(learnt, int) or not least <= learnt <= most):
+        if type(learnt) is not int or (learnt != 0 and not least <= learnt <= most):
             allowed = f"0 (off) or an integer in {least}..{most}"
             raise RequestError(f"learn_tokens must be {allowed}, got {learnt!r}")
         if self.drafter is not None:
@@ -72,7 +77,7 @@ class LoadOptions:
 
     def _check_compression(self) -> None:
         wanted = self.compress_weights
-        if wanted not in ("auto", True, False):
+        if wanted != "auto" and not isinstance(wanted, bool):
             raise RequestError(f"compress_weights must be 'auto', True or False, got {wanted!r}")
         if wanted is True and (self.place != "cpu" or self.dtype not in ("auto", "bfloat16")):
             raise RequestError(

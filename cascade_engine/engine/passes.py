@@ -6,6 +6,7 @@ import time
 from collections.abc import Container, Sequence
 
 from cascade_engine.cache import PAGE_TOKENS, pages_for
+from cascade_engine.engine.items import draft_item, review_item
 from cascade_engine.engine.roster import Roster
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.segmenting import Taken
@@ -51,7 +52,7 @@ class Passes:
         if not rows:
             return
         begin = time.perf_counter()
-        items = [row.draft_item(action) for row, action in drafts if row.slot != NO_SLOT]
+        items = [draft_item(row, action) for row, action in drafts if row.slot != NO_SLOT]
         try:
             counts = self._neural[level].draft(items)
         except ValueError:
@@ -262,7 +263,7 @@ class Passes:
         self, row: Row, level: int, tree: TokenTree | None, siblings: int
     ) -> ReviewItem:
         try:
-            return row.review_item(level, self._tokens, tree, siblings)
+            return review_item(row, level, self._tokens, tree, siblings)
         except Exception as error:
             raise self._roster.fail(
                 [row], f"allowed_tokens of {row.request_id}: {error}"

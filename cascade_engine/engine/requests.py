@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,17 +48,18 @@ class RequestBuilder:
         if params.prediction is not None:
             ids = self._token_ids("prediction", params.prediction)
             prediction = torch.tensor(ids, dtype=torch.int32)
+        indices = itertools.count()
         return [
-            self._row(request_id, i, token_ids, source, params, seed, strings, prediction)
-            for i in range(params.n)
+            self._row(request_id, indices, token_ids, source, params, seed, strings, prediction)
+            for _ in range(params.n)
         ]
 
-    def fork(self, parent: Row, index: int, token_ids: list[int]) -> Row:
+    def fork(self, parent: Row, token_ids: list[int]) -> Row:
         """A row that goes on from `token_ids`, the prompt and what `parent` has emitted."""
         strings = StopStrings(parent.params.stop)
         row = self._row(
             parent.request_id,
-            index,
+            parent.later_indices,
             parent.prompt,
             parent.source,
             parent.params,
@@ -77,7 +79,7 @@ class RequestBuilder:
     def _row(
         self,
         request_id: str,
-        index: int,
+        indices: Iterator[int],
         prompt: list[int],
         source: int,
         params: SamplingParams,
@@ -85,6 +87,7 @@ class RequestBuilder:
         strings: StopStrings,
         prediction: torch.Tensor | None,
     ) -> Row:
+        index = next(indices)
         eos_ids = () if params.ignore_eos else self.eos_ids
         stop_ids = [i for i in (*eos_ids, *params.stop_token_ids) if i < self.vocab_size]
         levels = len(self.level_names) - 1
@@ -99,19 +102,11 @@ class RequestBuilder:
             tokens=prompt,
             limit=min(len(prompt) + params.max_tokens, self.context),
             sampler=make_sampler(params, seed, index, len(prompt), stop_ids, source),
-            stops=StopChecker(
-                None
-                if self.tokenizer is None
-                else self.tokenizer.stream_decoder(continues=asked > source),
-                stop=strings,
-                stop_ids=params.stop_token_ids,
-                eos_ids=eos_ids,
-                min_tokens=params.min_tokens,
-                include_stop=params.include_stop,
-            ),
+            stops=self._stops(params, strings, eos_ids, continues=asked > source),
             stats=RunStats([LevelStats(name) for name in self.level_names], asked),
             frontier=[len(prompt)] * levels,
             length=len(prompt),
+            later_indices=indices,
             source=source,
             allowed=(
                 None
@@ -119,6 +114,20 @@ class RequestBuilder:
                 else AllowedMasks(params.allowed_tokens, self.vocab_size)
             ),
             prediction=prediction,
+        )
+
+    def _stops(
+        self, params: SamplingParams, strings: StopStrings, eos_ids: Sequence[int], continues: bool
+    ) -> StopChecker:
+        """`continues`: the text goes on from a text."""
+        tokenizer = self.tokenizer
+        return StopChecker(
+            None if tokenizer is None else tokenizer.stream_decoder(continues=continues),
+            stop=strings,
+            stop_ids=params.stop_token_ids,
+            eos_ids=eos_ids,
+            min_tokens=params.min_tokens,
+            include_stop=params.include_stop,
         )
 
     def _encode(self, prompt: Prompt, prefix: Prompt | None) -> tuple[list[int], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,7 @@ from cascade_engine.levels import (
     MAX_NODES,
     ROOT,
     DraftedTree,
-    DraftItem,
-    LogprobRequest,
-    Rejection,
-    ReviewItem,
     SegmentDrafted,
-    SegmentItem,
     TokenLogprobs,
     TokenRows,
     TokenTree,
@@ -30,7 +25,7 @@ from cascade_engine.levels import (
 )
 from cascade_engine.ops import Sampler
 from cascade_engine.params import SamplingParams
-from cascade_engine.policy import Draft, RowState, Segment
+from cascade_engine.policy import RowState
 from cascade_engine.sampling import AllowedMasks
 from cascade_engine.stops import StopChecker
 
@@ -60,6 +55,8 @@ class Row:
     stats: RunStats
     frontier: list[int]
     length: int
+    later_indices: Iterator[int]
+    """Of the samples that forks add; all samples of a request have one iterator."""
     source: int = 0
     """Leading tokens of the prompt that an encoder reads; what follows is the decoder's start."""
     allowed: AllowedMasks | None = None
@@ -123,73 +120,6 @@ class Row:
             dormant,
             self.record,
             self.probs,
-        )
-
-    def review_item(
-        self, level: int, tokens: TokenRows, tree: TokenTree | None = None, siblings: int = 0
-    ) -> ReviewItem:
-        """This row's part in a review; asks the request's allowed_tokens.
-
-        What they raise about the target's frontier is raised, as plain decoding would; what they
-        raise about a draft costs the draft."""
-        frontier = self.frontier[level]
-        allowed = None
-        unanswered: frozenset[int] = frozenset()
-        if self.allowed is not None:
-            row = tokens.read(self.slot, 0, self.length)
-            drafted = row[frontier:] if tree is None else tree.tokens
-            parents = range(-1, len(drafted) - 1) if tree is None else tree.parents
-            allowed, errors = self.allowed.along(row[:frontier], drafted, parents)
-            if level == 0:
-                if -1 in errors:
-                    raise errors[-1]
-                unanswered = frozenset(errors)
-        rejection = self.rejection(level)
-        self.reviews += 1
-        return ReviewItem(
-            self.slot,
-            frontier,
-            self.length,
-            self.sampler,
-            allowed,
-            self.logprob_request(level),
-            tree,
-            siblings,
-            unanswered,
-            rejection,
-        )
-
-    def logprob_request(self, level: int) -> LogprobRequest | None:
-        """What a level's reviews have to tell of log-probabilities."""
-        top = self.params.logprobs
-        if level or top is None:
-            return None
-        return LogprobRequest(top, self.params.processed_logprobs)
-
-    def rejection(self, level: int) -> Rejection | None:
-        """What a level's next review has to know if it goes by the rejection rule."""
-        if not self.sampler.rejects:
-            return None
-        return Rejection(self.reviews, level > 0, self.length - self.frontier[level])
-
-    def draft_item(self, action: Draft) -> DraftItem:
-        """This row's part where a neural level drafts on its own."""
-        least = action.min_confidence
-        return DraftItem(self.slot, self.length, action.tokens, self.sampler, self.reviews, least)
-
-    def segment_item(self, segment: Segment) -> SegmentItem:
-        """This row's part where a neural level drafts with the statistics below it."""
-        return SegmentItem(
-            self.slot,
-            self.length,
-            segment.tokens,
-            segment.most,
-            segment.width,
-            segment.least,
-            self.sampler,
-            self.reviews,
-            self.prediction,
-            segment.min_confidence,
         )
 
     def drafts(self, tokens: TokenRows) -> tuple[TokenTrie, list[int]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cascade_engine.engine.items import segment_item
 from cascade_engine.engine.row import Row
 from cascade_engine.levels import NeuralLevel, SegmentItem, Segments, StatisticalLevel
 from cascade_engine.policy import Draft
@@ -37,7 +38,7 @@ class Segmenting:
             segment = action.segment
             if segment is None or segment.level != (level or segment.level):
                 return None
-            item, level = row.segment_item(segment), segment.level
+            item, level = segment_item(row, segment), segment.level
             if row.allowed is not None or self._falls_asleep(row, item.reach):
                 return None
             items.append(item)

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from cascade_engine.engine.items import logprob_request, rejection_of
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.watching import Watcher
 from cascade_engine.levels import (
@@ -131,8 +132,8 @@ class Speculating:
                 min(action.tokens, self._contexts[level] - row.length),
                 row.sampler,
                 row.frontier[level],
-                row.rejection(level),
-                row.logprob_request(level),
+                rejection_of(row, level),
+                logprob_request(row, level),
             )
             for row, action in drafts
         ]

@@ -67,7 +67,7 @@ class TokenRows:
     def append(
         self, slot: int, length: int, token_ids: Sequence[int], probs: Sequence[float]
     ) -> None:
-        """Drafted tokens behind the row's leading `length` tokens."""
+        """Writes tokens and their `draft_probs` behind the row's leading `length` tokens."""
         first = slot * self.capacity + length
         for i, (token, prob) in enumerate(zip(token_ids, probs, strict=True)):
             self._memory[first + i] = token
@@ -89,13 +89,6 @@ class TokenRows:
         """Tokens begin..end-1 of a row."""
         first = slot * self.capacity
         return self._memory[first + begin : first + end].tolist()
-
-    def put(self, slot: int, begin: int, token_ids: list[int], probs: list[float]) -> None:
-        """Writes tokens and their `draft_probs` from position `begin` on."""
-        first = slot * self.capacity + begin
-        for i, (token, prob) in enumerate(zip(token_ids, probs, strict=True), first):
-            self._memory[i] = token
-            self._probs[i] = prob
 
     def probs(self, slot: int) -> Sequence[float]:
         """`draft_probs` of a row as they are at any time, without a copy."""

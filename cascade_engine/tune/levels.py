@@ -55,7 +55,7 @@ class RecordedLevel(NeuralLevel):
                 choices = self.choices(recording, node)
                 at = item.length + count
                 ended = item.sampler.ends_drafts(choices.tokens[0], at)
-                self.rows.put(item.slot, at, choices.tokens[:1], choices.probs[:1])
+                self.rows.append(item.slot, at, choices.tokens[:1], choices.probs[:1])
                 node = recording.child(node, choices.tokens[0])
                 confidence *= choices.probs[0]
                 count += 1
@@ -78,7 +78,7 @@ class RecordedLevel(NeuralLevel):
         judge = _Judge(self, recording, item, lenience)
         path, own = judge.tree(node) if item.tree is not None else judge.chain(node)
         accepted = len(path)
-        self.rows.put(item.slot, item.frontier, [*judge.kept, own], judge.probs)
+        self.rows.append(item.slot, item.frontier, [*judge.kept, own], judge.probs)
         if item.tree is None:
             return Verdict(accepted, own, (), (), accepted, judge.siblings())
         unmoved = next((i for i, at in enumerate(path) if at != i), accepted)

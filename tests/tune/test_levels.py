@@ -68,7 +68,7 @@ class Case:
     def rows(self) -> TokenRows:
         rows = TokenRows(1, 64)
         rows.write(0, self.text + self.drafted)
-        rows.put(0, len(self.text), self.drafted, self.vouched)
+        rows.append(0, len(self.text), self.drafted, self.vouched)
         return rows
 
     def paths(self) -> list[list[int]]:

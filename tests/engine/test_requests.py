@@ -1,0 +1,140 @@
+"""Requests on their way in and out: what is refused, which samples forks are, and aborts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cascade_engine import Engine, PlainDecoding, SamplingParams
+from cascade_engine.errors import CapacityError, RequestError
+from tests.data import data_path
+
+PROMPT = [1, *range(300, 320)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(
+        data_path("stories260k"), policy=PlainDecoding(), reuse_cache=False, threads=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be an integer >= 1, got 0"),
+        ({"max_tokens": True}, "max_tokens must be an integer >= 1, got True"),
+        ({"temperature": -0.1}, "temperature must be a number in 0"),
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"top_p": 0.0}, "top_p must be > 0"),
+        ({"top_p": 1.1}, "top_p must be a number in 0..1, got 1.1"),
+        ({"top_k": -1}, "top_k must be an integer >= 0, got -1"),
+        ({"min_p": 2}, "min_p must be a number in 0..1, got 2"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be > 0"),
+        ({"logit_bias": {3: float("inf")}}, r"logit_bias\[3\] must be a number below inf"),
+        ({"logit_bias": {-3: 1.0}}, "must be an integer >= 0, got -3"),
+        ({"n": 2}, "n=2 samples at temperature 0"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+        ({"seed": 2**64}, "seed must be at most"),
+        ({"stop": [""]}, r"stop\[0\] must be a string that is not empty"),
+        ({"logprobs": -1}, "logprobs must be an integer >= 0"),
+    ],
+)
+def test_bad_parameters(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        SamplingParams(**options)
+
+
+def test_bad_requests(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        engine.generate([[]])
+    with pytest.raises(RequestError, match=r"prompt\[1\] must be a token id in 0..511, got 512"):
+        engine.generate([[1, 512]])
+    with pytest.raises(CapacityError, match="no room for an answer in a context of 512"):
+        engine.generate([[5] * 512])
+    with pytest.raises(
+        RequestError, match="stop_token_ids names token 600; the vocabulary has 512"
+    ):
+        engine.generate("x", SamplingParams(stop_token_ids=[600]))
+    with pytest.raises(RequestError, match="a stream has one sample"):
+        engine.stream("x", SamplingParams(n=2, temperature=1.0))
+    small = Engine.load(data_path("stories260k"), kv_cache_bytes=2 * 5 * 4 * 8 * 4 * 64, max_rows=1)
+    with pytest.raises(
+        CapacityError, match=r"row of 103 tokens .* cache of 64 tokens: lower max_tok"
+    ):
+        small.generate([[5, 6, 7]], SamplingParams(max_tokens=100))
+    engine.add_request("x", request_id="twice")
+    with pytest.raises(RequestError, match="'twice' is in use"):
+        engine.add_request("x", request_id="twice")
+    assert engine.abort("twice")
+    assert not engine.has_work()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_rows": True}, "max_rows must be an integer >= 1, got True"),
+        ({"max_rows": None}, "max_rows must be an integer >= 1, got None"),
+        ({"prefill_tokens": 0}, "prefill_tokens must be an integer >= 1, got 0"),
+        ({"prefill_tokens": 0.5}, "prefill_tokens must be an integer >= 1, got 0.5"),
+        ({"threads": 0}, "threads must be an integer >= 1, got 0"),
+        ({"kv_cache_bytes": 1e9}, "kv_cache_bytes must be an integer >= 1, got 1000000000.0"),
+        ({"learn_tokens": False}, "learn_tokens must be 0 .* got False"),
+        ({"compress_weights": 1}, "compress_weights must be 'auto', True or False, got 1"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    """Refused before any model is looked at."""
+    with pytest.raises(RequestError, match=message):
+        Engine.load("no such directory", **options)
+
+
+def test_a_fork_is_no_sample_that_there_was(engine: Engine) -> None:
+    """Breaks when forks are numbered behind the samples that still run: they would get the noise
+    of one that is through, and be delivered as that one."""
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 5, "ignore_eos": True}
+    first, _, last = engine.generate([PROMPT], SamplingParams(max_tokens=30, n=3, **options))
+    stop = last.token_ids[3]
+    assert stop not in first.token_ids[:6], "sample 2 ends before sample 0: else another seed"
+    options["stop_token_ids"] = [stop]
+    request_id = engine.add_request(PROMPT, SamplingParams(max_tokens=30, n=3, **options))
+    got: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for out in engine.step():
+            got.setdefault(out.index, []).extend(out.token_ids)
+
+    for _ in range(5):
+        step()
+    begun = len(got[0])
+    assert engine.fork(request_id, 1) == [3]
+    assert engine.fork(request_id, 2) == [4, 5]
+    while engine.has_work():
+        step()
+    assert got[2] == last.token_ids[: 1 + last.token_ids.index(stop)]
+    rest = SamplingParams(max_tokens=30 - begun, n=6, **options)
+    alone = engine.generate([PROMPT + got[0][:begun]], rest)
+    assert [got[index] for index in (3, 4, 5)] == [alone[i].token_ids for i in (3, 4, 5)]
+
+
+def test_what_cannot_be_forked(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="cannot fork 'nobody': no such request waits or runs"):
+        engine.fork("nobody", 1)
+    for n in (0, True, 1.0):
+        with pytest.raises(RequestError, match=f"n must be an integer >= 1 to fork 'x', got {n}"):
+            engine.fork("x", n)
+
+
+def test_nothing_of_an_aborted_request_is_delivered(engine: Engine) -> None:
+    """Also not what it had emitted while another one was generated."""
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    for request_id in ("gone", "stays"):
+        engine.add_request(PROMPT, SamplingParams(max_tokens=30, ignore_eos=True), request_id)
+    engine.generate([PROMPT], params)
+    assert engine.abort("gone")
+    tokens: dict[str, int] = {}
+    while engine.has_work():
+        for out in engine.step():
+            tokens[out.request_id] = tokens.get(out.request_id, 0) + len(out.token_ids)
+    assert tokens == {"stays": 30}
