@@ -19,8 +19,8 @@ void each_part(int64_t rows, int64_t cols, ThreadPool& pool, const Part& part) {
   const int64_t rows_at_once = 1 + 8192 / cols;  // not worth a fork below
   pool.parallel_for(rows, rows_at_once, [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row)
-      for (int64_t c = 0; c < cols; c += 16)
-        part(row, c, static_cast<int>(cols - c < 16 ? cols - c : 16));
+      each_vector(
+          cols, [&](int64_t c, int lanes) __attribute__((always_inline)) { part(row, c, lanes); });
   });
 }
 

@@ -234,11 +234,10 @@ static void write_out(const Work& work, int64_t query, const float* partial) {
   const int64_t row = work.segment.first_row + query / work.plan.group;
   const int64_t offset = (row * args.heads + work.head(query)) * head_dim;
   const f32x16 sum = set1(partial[1]);
-  for (int d = 0; d < head_dim; d += 16) {
-    const int lanes = static_cast<int>(smaller(head_dim - d, 16));
+  each_vector(head_dim, [&](int64_t d, int lanes) __attribute__((always_inline)) {
     const f32x16 value = load(partial + kPartialHead + d) / sum;
     store_as(args.out, args.out_dtype, offset + d, value, lanes);
-  }
+  });
 }
 
 static void merge_and_write(const Work& work, int64_t query) {

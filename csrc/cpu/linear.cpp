@@ -138,18 +138,17 @@ static void pack_tile(const Call& call, int64_t tile, int64_t begin, int64_t end
 // Scale, bias and old y join the finished sums of `rows` rows of a block.
 static void finish(const LinearArgs& args, int64_t block, int64_t row, int64_t rows,
                    const float* sums) {
-  const int64_t column = block * kBlockColumns;
+  const int64_t column = block * kBlockColumns, left = args.w.n - column;
   for (int64_t r = 0; r < rows; ++r) {
     float* y = args.y + (row + r) * args.w.n + column;
-    for (int v = 0; v < 2; ++v) {
-      const int64_t left = args.w.n - column - 16 * v;
-      const int count = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
-      f32x16 sum = load(sums + r * kBlockColumns + 16 * v);
-      if (args.w.scales != nullptr) sum = sum * load(args.w.scales + column + 16 * v);
-      if (args.bias != nullptr) sum = sum + load_part(args.bias + column + 16 * v, count);
-      if (args.accumulate) sum = sum + load_part(y + 16 * v, count);
-      store_part(y + 16 * v, sum, count);
-    }
+    each_vector(left < kBlockColumns ? left : kBlockColumns,
+                [&](int64_t c, int lanes) __attribute__((always_inline)) {
+                  f32x16 sum = load(sums + r * kBlockColumns + c);
+                  if (args.w.scales != nullptr) sum = sum * load(args.w.scales + column + c);
+                  if (args.bias != nullptr) sum = sum + load_part(args.bias + column + c, lanes);
+                  if (args.accumulate) sum = sum + load_part(y + c, lanes);
+                  store_part(y + c, sum, lanes);
+                });
   }
 }
 

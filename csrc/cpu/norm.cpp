@@ -30,14 +30,13 @@ void norm_rows(const RmsNormArgs& args, int64_t first) {
     const float mean = sum / static_cast<float>(args.cols);
     scale[r] = set1(1.0f / __builtin_sqrtf(mean + args.eps));
   }
-  for (int64_t c = 0; c < args.cols; c += 16) {
-    const int count = c < whole ? 16 : rest;
-    const f32x16 weight = load_part(args.weight + c, count);
+  each_vector(args.cols, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    const f32x16 weight = load_part(args.weight + c, lanes);
     for (int r = 0; r < R; ++r) {
-      const f32x16 y = load_part(x[r] + c, count) * scale[r] * weight;
-      store_as(args.out, args.out_dtype, (first + r) * args.cols + c, y, count);
+      const f32x16 y = load_part(x[r] + c, lanes) * scale[r] * weight;
+      store_as(args.out, args.out_dtype, (first + r) * args.cols + c, y, lanes);
     }
-  }
+  });
 }
 
 }  // namespace

@@ -8,34 +8,22 @@ namespace {
 
 // Rotates one head in place; pairs element i with i + half.
 void rotate(float* x, const float* cos, const float* sin, int half) {
-  int i = 0;
-  for (; i + 16 <= half; i += 16) {
-    const f32x16 a = load(x + i), b = load(x + half + i);
-    const f32x16 c = load(cos + i), s = load(sin + i);
-    store(x + i, a * c - b * s);
-    store(x + half + i, b * c + a * s);
-  }
-  for (; i < half; i += 16) {
-    const int count = half - i < 16 ? half - i : 16;
-    const f32x16 a = load_part(x + i, count), b = load_part(x + half + i, count);
-    const f32x16 c = load_part(cos + i, count), s = load_part(sin + i, count);
-    store_part(x + i, a * c - b * s, count);
-    store_part(x + half + i, b * c + a * s, count);
-  }
+  each_vector(half, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+    const f32x16 a = load_part(x + i, lanes), b = load_part(x + half + i, lanes);
+    const f32x16 c = load_part(cos + i, lanes), s = load_part(sin + i, lanes);
+    store_part(x + i, a * c - b * s, lanes);
+    store_part(x + half + i, b * c + a * s, lanes);
+  });
 }
 
 // Element d of x becomes element d * kPageTokens of out.
 template <typename T>
 void scatter(T* out, DType dtype, const float* x, int64_t dim) {
   alignas(64) T lanes[16];
-  for (int64_t d = 0; d < dim; d += 16) {
-    const int count = static_cast<int>(dim - d < 16 ? dim - d : 16);
-    if (count == 16)  // whole stores can be read from at once
-      store_as(lanes, dtype, 0, load(x + d), 16);
-    else
-      store_as(lanes, dtype, 0, load_part(x + d, count), count);
+  each_vector(dim, [&](int64_t d, int count) __attribute__((always_inline)) {
+    store_as(lanes, dtype, 0, load_part(x + d, count), count);
     for (int i = 0; i < count; ++i) out[(d + i) * kPageTokens] = lanes[i];
-  }
+  });
 }
 
 // Rotates one head of tokens begin..end-1 of a segment; a key head is stored with its values.
@@ -59,10 +47,9 @@ void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head,
       scatter(static_cast<float*>(cache.keys) + base + slot, cache.dtype, x, dim);
     else
       scatter(static_cast<bf16*>(cache.keys) + base + slot, cache.dtype, x, dim);
-    for (int64_t d = 0; d < dim; d += 16)
-      store_as(cache.values, cache.dtype, base + slot * dim + d,
-               load_part(v + d, dim - d < 16 ? static_cast<int>(dim - d) : 16),
-               dim - d < 16 ? static_cast<int>(dim - d) : 16);
+    each_vector(dim, [&](int64_t d, int lanes) __attribute__((always_inline)) {
+      store_as(cache.values, cache.dtype, base + slot * dim + d, load_part(v + d, lanes), lanes);
+    });
   }
 }
 

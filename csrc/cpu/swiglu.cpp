@@ -12,11 +12,10 @@ f32x16 silu(f32x16 x) {
 void gate_row(const SwigluArgs& args, int64_t row) {
   const float* gate = args.gate_up + row * 2 * args.cols;
   const float* up = gate + args.cols;
-  for (int64_t c = 0; c < args.cols; c += 16) {
-    const int count = static_cast<int>(args.cols - c < 16 ? args.cols - c : 16);
-    const f32x16 y = silu(load_part(gate + c, count)) * load_part(up + c, count);
-    store_as(args.out, args.out_dtype, row * args.cols + c, y, count);
-  }
+  each_vector(args.cols, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+    const f32x16 y = silu(load_part(gate + c, lanes)) * load_part(up + c, lanes);
+    store_as(args.out, args.out_dtype, row * args.cols + c, y, lanes);
+  });
 }
 
 }  // namespace

@@ -325,6 +325,15 @@ static inline void store_as(void* out, DType dtype, int64_t at, f32x16 a, int co
     store_bf16_part(static_cast<bf16*>(out) + at, a, count);
 }
 
+// Calls part(i, lanes) for the vectors of `count` elements: 16 lanes, in the last one what is left.
+// Whole vectors get a constant, so that no mask is made for them: masked stores are slow.
+template <typename Part>
+static inline void each_vector(int64_t count, const Part& part) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) part(i, 16);
+  if (i < count) part(i, static_cast<int>(count - i));
+}
+
 // Sum, and maximum, of the lanes in one fixed tree: lanes i and i+8, then i+4, i+2, i+1. The
 // maximum expects no NaN.
 #if defined(__AVX2__)
