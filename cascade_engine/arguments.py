@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cascade_engine.errors import RequestError
 from cascade_engine.params import SamplingParams
@@ -16,6 +17,7 @@ from cascade_engine.policy import (
     Policy,
     published,
 )
+from cascade_engine.prompt_files import read_text
 
 COMPRESSION: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 FAMILIES = ("llama", "t5")
@@ -32,12 +34,18 @@ examples:
   echo "Once upon a time" | python -m cascade_engine.generate --target DIR --quiet
 
 exit codes: 0 done; 2 an error, explained in one line; 3 --compare found a difference;
-130 interrupted (what was produced is printed).
+130 interrupted (what was produced is printed); 141 the output is no longer read.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line: the usage of fifty options would hide it."""
+        self.exit(2, f"error: {message}; --help lists all options\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="python -m cascade_engine.generate",
         description="Decode a prompt with a cascade of drafts; the text is that of plain decoding.",
         epilog=EXAMPLES,
@@ -217,7 +225,7 @@ def _add_sot(group: argparse._ArgumentGroup) -> None:
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The request's parameters; raises RequestError."""
-    prediction = None if args.prediction is None else Path(args.prediction).read_text("utf-8")
+    prediction = None if args.prediction is None else read_text(args.prediction)
     return SamplingParams(
         max_tokens=args.max_new_tokens,
         n=args.n,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -20,6 +21,11 @@ def colour_of(level: int, num_levels: int) -> int | None:
     if level == num_levels - 1:
         return STATISTICAL_COLOUR
     return LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether it is a terminal, and nobody asked for plain text (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, colour: int | None) -> str:
@@ -59,7 +65,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def summary(stats: RunStats, finish_reason: str, seed: int | None, coloured: bool) -> str:
+def summary(stats: RunStats, finish_reason: str, seed: int | None, colours: bool) -> str:
     """The closing table: totals, then a line per level."""
     head = (
         f"{stats.new_tokens} tokens in {stats.seconds:.3f} s, "
@@ -83,7 +89,7 @@ def summary(stats: RunStats, finish_reason: str, seed: int | None, coloured: boo
             ]
         )
     lines = table(rows).split("\n")
-    if coloured:
+    if colours:
         for i in range(len(stats.levels)):
             lines[i + 1] = paint(lines[i + 1], colour_of(i, len(stats.levels)))
     return "\n".join([head, *lines])

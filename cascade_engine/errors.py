@@ -1,5 +1,7 @@
 """The errors a user can meet. Messages are one line: the value, the limit and the way out."""
 
+from __future__ import annotations
+
 
 class CascadeError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -32,6 +34,9 @@ class DecodingError(CascadeError):
     def __init__(self, message: str, request_ids: list[str]) -> None:
         super().__init__(message)
         self.request_ids = request_ids
+
+    def __reduce__(self) -> tuple[type[DecodingError], tuple[str, list[str]]]:
+        return DecodingError, (str(self), self.request_ids)
 
 
 class CapacityError(CascadeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,18 +14,20 @@ from pathlib import Path
 
 from cascade_engine.arguments import COMPRESSION, kv_cache_bytes, parser, policy, sampling_params
 from cascade_engine.chat import Message
-from cascade_engine.console import LoadProgress, colour_of, paint, say, summary
+from cascade_engine.console import LoadProgress, colour_of, coloured, paint, say, summary
 from cascade_engine.demo.family import EXAMPLE_QUESTION, Family, family
 from cascade_engine.demo.formats import question_prompt
 from cascade_engine.engine import Engine, Generation, Piece
 from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import FixedCascade, PlainDecoding
+from cascade_engine.prompt_files import read_standard_input, read_text
 from cascade_engine.sot.command import answer_by_points, check_options, endpoint_of, local_of
 
 EXIT_ERROR = 2
 EXIT_DIFFERENT = 3
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return _run(args)
+    except BrokenPipeError:
+        # Who read the output has seen enough; what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_UNREAD
     except (CascadeError, OSError, UnicodeError) as error:
         say(f"error: {error}")
         return EXIT_ERROR
@@ -44,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
     family = _family(args)
     check_options(args)
+    _check_conversation(args)
     text = None if args.interactive else _prompt(args, family)
     if args.trace is not None and args.endpoint is not None:
         raise RequestError("--trace shows what this engine does: leave it or --endpoint out")
@@ -84,18 +92,36 @@ def _family(args: argparse.Namespace) -> Family | None:
     return family(args.model_family or "llama")
 
 
+def _check_conversation(args: argparse.Namespace) -> None:
+    """Raises RequestError for options that a conversation lacks, or that need one."""
+    if args.interactive:
+        for name in ("prompt", "prompt_file", "stats_json", "compare"):
+            if getattr(args, name):
+                option = "the prompt" if name == "prompt" else f"--{name.replace('_', '-')}"
+                raise RequestError(
+                    f"--interactive reads its turns line by line: leave {option} out"
+                )
+        if args.n != 1:
+            raise RequestError(f"--interactive has one answer a turn: leave --n {args.n} out")
+    elif not args.chat:
+        for name in ("system", "chat_format") if args.sot is None else ():
+            if getattr(args, name):
+                option = name.replace("_", "-")
+                raise RequestError(f"--{option} is for conversations: add --chat or --interactive")
+
+
 def _prompt(args: argparse.Namespace, family: Family | None) -> str:
     if args.prompt is not None and args.prompt_file is not None:
         raise RequestError("give the prompt as an argument or with --prompt-file, not both")
     if args.prompt_file is not None:
-        return Path(args.prompt_file).read_text(encoding="utf-8")
+        return read_text(args.prompt_file).rstrip("\n")
     if args.prompt is not None:
         return args.prompt
-    if family is not None and (sys.stdin is None or sys.stdin.isatty()):
-        return _example(args)
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
+        if family is not None:
+            return _example(args)
         raise RequestError("no prompt: give one as an argument or on standard input")
-    text = sys.stdin.read().rstrip("\n")
+    text = read_standard_input().rstrip("\n")
     return text if text or family is None else _example(args)
 
 
@@ -160,8 +186,6 @@ def _converse(
     engine: Engine, args: argparse.Namespace, family: Family | None, params: SamplingParams
 ) -> int:
     """Question and answer until the input ends; Ctrl-C cuts an answer short, "/clear" forgets."""
-    if params.n != 1 or args.compare:
-        raise RequestError("--interactive has one answer a turn: leave --n and --compare out")
     history: list[Message] = []
     while True:
         try:
@@ -211,7 +235,7 @@ def _decode(
 def _show(engine: Engine, piece: Piece) -> None:
     """One token: its text, coloured on a terminal; or a line with its log-probabilities."""
     levels = len(engine.level_names)
-    colour = colour_of(piece.level, levels) if sys.stdout.isatty() else None
+    colour = colour_of(piece.level, levels) if coloured(sys.stdout) else None
     if piece.logprobs is None:
         print(paint(piece.text, colour), end="", flush=True)
         return
@@ -228,7 +252,7 @@ def _show(engine: Engine, piece: Piece) -> None:
 
 def _summarise(result: Generation, params: SamplingParams) -> None:
     seed = result.seed if params.temperature > 0 else None
-    say(summary(result.stats, result.finish_reason or "", seed, sys.stderr.isatty()))
+    say(summary(result.stats, result.finish_reason or "", seed, coloured(sys.stderr)))
 
 
 def _warm_up(engine: Engine, prompt: str | Sequence[int], params: SamplingParams) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -85,6 +85,8 @@ class SamplingParams:
         _check_int("n", self.n, 1)
         _check_int("top_k", self.top_k, 0)
         _check_int("min_tokens", self.min_tokens, 0)
+        for name in ("ignore_eos", "include_stop", "processed_logprobs"):
+            _check_flag(name, getattr(self, name))
         _check_float("temperature", self.temperature, 0.0, 1e6)
         _check_float("top_p", self.top_p, 0.0, 1.0)
         _check_float("min_p", self.min_p, 0.0, 1.0)
@@ -112,6 +114,10 @@ class SamplingParams:
 
     def _freeze(self) -> None:
         """Own, checked copies of what a caller could change later."""
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError(
+                f"logit_bias must map token ids to numbers, got {self.logit_bias!r}: {{}} for none"
+            )
         bias = dict(self.logit_bias)
         for token, value in bias.items():
             _check_int(f"logit_bias key {token!r}", token, 0)
@@ -119,19 +125,45 @@ class SamplingParams:
             if not number or math.isnan(value) or value == math.inf:
                 raise RequestError(f"logit_bias[{token}] must be a number below inf, got {value!r}")
         object.__setattr__(self, "logit_bias", MappingProxyType(bias))
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        texts = "a text or a list of texts"
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, texts)
         for i, text in enumerate(stop):
             if not isinstance(text, str) or not text:
                 raise RequestError(f"stop[{i}] must be a string that is not empty, got {text!r}")
         object.__setattr__(self, "stop", stop)
-        ids = tuple(self.stop_token_ids)
+        ids = _items("stop_token_ids", self.stop_token_ids, "a list of token ids")
         for i, token in enumerate(ids):
             _check_int(f"stop_token_ids[{i}]", token, 0)
         object.__setattr__(self, "stop_token_ids", ids)
         for name in ("prediction", "decoder_prefix"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+                items = _items(name, value, "a text or a list of token ids")
+                object.__setattr__(self, name, items)
+        if self.allowed_tokens is not None and not callable(self.allowed_tokens):
+            raise RequestError(
+                "allowed_tokens must be a function of the tokens so far, got "
+                f"{self.allowed_tokens!r}: lambda tokens: ... for a fixed set"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and for other processes: a read-only view cannot be pickled."""
+        return {**self.__dict__, "logit_bias": dict(self.logit_bias)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        object.__setattr__(self, "logit_bias", MappingProxyType(state["logit_bias"]))
+
+
+def _items(name: str, value: object, what: str) -> tuple[Any, ...]:
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise RequestError(f"{name} must be {what}, got {value!r}")
+    return tuple(value)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be True or False, got {value!r}")
 
 
 def _check_int(name: str, value: object, low: int) -> None:

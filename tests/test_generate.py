@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from cascade_engine.arguments import parser
 from cascade_engine.engine import Engine
-from cascade_engine.generate import main
+from cascade_engine.generate import _prompt, main
 from cascade_engine.tables.shipped import FOLDER
 from tests.data import data_path
 
@@ -128,6 +129,11 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
         (["--compress-weights", "on", "x"], "is loaded as float32: pass dtype='bfloat16'"),
         (["--chat-format", "morse", "--chat", "x"], "llama-2"),
         (["--prompt-file", "/no/such/file"], "No such file"),
+        (["--system", "Be brief.", "x"], "--system is for conversations: add --chat"),
+        (["--chat-format", "plain", "x"], "--chat-format is for conversations: add --chat"),
+        (["--interactive", "x"], "--interactive reads its turns line by line: leave the prompt"),
+        (["--interactive", "--stats-json", "x"], "line by line: leave --stats-json out"),
+        (["--interactive", "--n", "2", "--temperature", "1"], "leave --n 2 out"),
         (["--table", "/no/such/table", "x"], "/no/such/table"),
         (["--table", str(LLAMA_TABLE), "x"], "was built for another tokenizer"),
         (["--learn-tokens", "100", "--tree", "8", "x"], "give --interactive and --tree too"),
@@ -149,6 +155,72 @@ def test_errors_are_one_line_with_the_way_out(
     assert errors[-1].startswith("error: ")
     assert message in errors[-1]
     assert not shown.out.strip()
+
+
+def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--max-tokens", "5", "x"])
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == ["error: unrecognized arguments: --max-tokens x; --help lists all options"]
+
+
+@pytest.mark.parametrize("source", ["file", "input", "bytes", "none"])
+def test_prompts_that_cannot_be_read(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "latin-1.txt"
+    file.write_bytes(b"caf\xe9")
+    inputs = {
+        "input": io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8"),
+        "bytes": io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "ascii", "surrogateescape"),
+        "none": None,
+    }
+    monkeypatch.setattr("sys.stdin", inputs.get(source))
+    options = ["--prompt-file", str(file)] if source == "file" else []
+    assert main(["--target", str(data_path("stories260k")), *options]) == 2
+    errors = capsys.readouterr().err
+    where = {"file": str(file), "none": "no prompt: give one"}.get(source, "standard input")
+    assert where in errors
+    assert source == "none" or "is not UTF-8 text, first at position 3: convert it" in errors
+
+
+def test_a_file_ends_where_standard_input_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("One\nday\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("One\nday\n"))
+    args = parser().parse_args([])
+    from_file = parser().parse_args(["--prompt-file", str(file)])
+    assert _prompt(args, None) == _prompt(from_file, None) == "One\nday"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("wish", "colours"), [("", True), ("1", False)])
+def test_no_color_is_heeded(wish: str, colours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", wish)
+    options = ["--target", str(data_path("stories260k")), "--max-new-tokens", "80"]
+    for name in ("stdout", "stderr"):
+        shown = Terminal()
+        monkeypatch.setattr(f"sys.{name}", shown)
+        main([*options, "--k-matrix", "10", PROMPT])
+        assert ("\x1b[32m" in shown.getvalue()) == colours
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = [sys.executable, "-m", "cascade_engine.generate", "--max-new-tokens", "40", "--quiet"]
+    command += ["--target", str(data_path("stories260k")), PROMPT]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141
 
 
 @pytest.mark.parametrize("learning", [(), ("--learn-tokens", 500, "--tree", 16)])

@@ -81,6 +81,8 @@ def load_levels(
     progress: Progress | None,
 ) -> Loaded:
     """Opens and checks everything before any weight is packed, then loads the levels."""
+    if isinstance(drafts, (str, PathLike)):
+        raise RequestError(f"drafts must be a list, got {str(drafts)!r}: put it into [ ]")
     backend = make_backend(options)
     others = [draft for draft in drafts if not is_self_draft(draft)]
     models = [_open(path, options) for path in (target, *others)]

@@ -35,6 +35,8 @@ class RequestBuilder:
     def rows(self, request_id: str, prompt: Prompt, params: SamplingParams) -> list[Row]:
         """One row for each of the request's samples. Raises RequestError for a prompt that is empty
         or not in the vocabulary, CapacityError for one that leaves no room for an answer."""
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params must be SamplingParams, got {params!r}")
         token_ids, source = self._encode(prompt, params.decoder_prefix)
         for name in ("stop_token_ids", "logit_bias"):
             for token in getattr(params, name):
@@ -165,7 +167,10 @@ class RequestBuilder:
             if what == "prompt":
                 return self.tokenizer.encode(text)
             return self.tokenizer.encode(text, add_bos=False, add_eos=False)
-        token_ids = list(text)
+        if isinstance(text, (bytes, bytearray)) or not isinstance(text, Sequence):
+            got = type(text).__name__ + (": call its tolist()" if hasattr(text, "tolist") else "")
+            raise RequestError(f"the {what} must be a text or a list of token ids, got {got}")
+        token_ids: list[int] = [*text]
         for i, token in enumerate(token_ids):
             if isinstance(token, bool) or not isinstance(token, int):
                 raise RequestError(f"{what}[{i}] must be a token id, got {token!r}")
@@ -180,12 +185,23 @@ def batch_of(
     prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
 ) -> list[tuple[Prompt, SamplingParams]]:
     """Each prompt with its parameters. Raises RequestError where they differ in number."""
+    if not isinstance(prompts, Sequence):
+        ways = {"tolist": ": pass its tolist()", "__iter__": ": pass list() of it"}
+        way = next((text for name, text in ways.items() if hasattr(prompts, name)), "")
+        raise RequestError(
+            "prompts must be a text, a list of token ids, or a list of such prompts, got "
+            f"{type(prompts).__name__}{way}"
+        )
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
         batch: list[Prompt] = [prompts]  # type: ignore[list-item]
     else:
         batch = list(prompts)  # type: ignore[arg-type]
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(batch)
+    if not isinstance(params, Sequence):
+        raise RequestError(
+            f"params must be SamplingParams or a list of them, got {type(params).__name__}"
+        )
     if len(params) != len(batch):
         raise RequestError(f"{len(batch)} prompts, but {len(params)} sets of parameters")
     return list(zip(batch, params, strict=True))

@@ -133,7 +133,7 @@ class StepEngine:
         """
         if request_id is None:
             request_id = self._fresh_id()
-        elif any(row.request_id == request_id for row in self._roster.rows()):
+        elif self._is_in_use(request_id):
             raise RequestError(f"request id {request_id!r} is in use")
         self._roster.enqueue(self._new_rows(prompt, params, request_id))
         return request_id
@@ -234,12 +234,14 @@ class StepEngine:
     def _stop_tracing(self) -> None:
         self._cycle.set_watcher(Watcher())
 
+    def _is_in_use(self, request_id: str) -> bool:
+        rows = (row.request_id for row in self._roster.rows())
+        return request_id in {*rows, *(out.request_id for out in self._undelivered)}
+
     def _fresh_id(self) -> str:
-        taken = {row.request_id for row in self._roster.rows()}
-        while True:
-            request_id = f"request-{next(self._request_numbers)}"
-            if request_id not in taken:
-                return request_id
+        while self._is_in_use(request_id := f"request-{next(self._request_numbers)}"):
+            pass
+        return request_id
 
     def _new_rows(
         self, prompt: Prompt, params: SamplingParams | None, request_id: str

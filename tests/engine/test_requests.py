@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
+import torch
 
 from cascade_engine import Engine, PlainDecoding, SamplingParams
-from cascade_engine.errors import CapacityError, RequestError
+from cascade_engine.errors import CapacityError, DecodingError, RequestError
 from tests.data import data_path
 
 PROMPT = [1, *range(300, 320)]
@@ -39,6 +42,13 @@ def engine() -> Engine:
         ({"seed": 2**64}, "seed must be at most"),
         ({"stop": [""]}, r"stop\[0\] must be a string that is not empty"),
         ({"logprobs": -1}, "logprobs must be an integer >= 0"),
+        ({"stop": None}, "stop must be a text or a list of texts, got None"),
+        ({"stop_token_ids": 2}, "stop_token_ids must be a list of token ids, got 2"),
+        ({"logit_bias": [3]}, r"logit_bias must map token ids to numbers, got \[3\]"),
+        ({"prediction": 5}, "prediction must be a text or a list of token ids, got 5"),
+        ({"decoder_prefix": b"x"}, "decoder_prefix must be a text or a list of token ids"),
+        ({"allowed_tokens": [1]}, r"allowed_tokens must be a function .*, got \[1\]"),
+        ({"ignore_eos": "no"}, "ignore_eos must be True or False, got 'no'"),
     ],
 )
 def test_bad_parameters(options: dict[str, Any], message: str) -> None:
@@ -88,6 +98,56 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     """Refused before any model is looked at."""
     with pytest.raises(RequestError, match=message):
         Engine.load("no such directory", **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "list of such prompts, got NoneType$"),
+        (iter(["x"]), r"list of such prompts, got list_iterator: pass list\(\) of it"),
+        (torch.tensor([1, 2]), r"list of such prompts, got Tensor: pass its tolist\(\)"),
+        ([torch.tensor([1, 2])], r"the prompt must be a text .* got Tensor: call its tolist\(\)"),
+        ([None], "the prompt must be a text or a list of token ids, got NoneType"),
+        (b"abc", "the prompt must be a text or a list of token ids, got bytes"),
+    ],
+)
+def test_what_is_no_prompt(prompts: Any, message: str, engine: Engine) -> None:
+    with pytest.raises(RequestError, match=message):
+        engine.generate(prompts)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, [{"max_tokens": 3}]])
+def test_what_are_no_parameters(params: Any, engine: Engine) -> None:
+    with pytest.raises(RequestError, match="params must be SamplingParams"):
+        engine.generate(["x"], params)
+    assert not engine.has_work()
+
+
+def test_drafts_are_a_list() -> None:
+    with pytest.raises(RequestError, match="drafts must be a list, got 'small/': put it into"):
+        Engine.load("no such directory", "small/")
+
+
+def test_parameters_and_errors_go_to_other_processes() -> None:
+    params = SamplingParams(logit_bias={3: -1.0}, stop="a", seed=5)
+    for other in (pickle.loads(pickle.dumps(params)), copy.deepcopy(params)):
+        assert other == params
+        with pytest.raises(TypeError):
+            other.logit_bias[3] = 0.0
+    error = pickle.loads(pickle.dumps(DecodingError("why", ["a"])))
+    assert (str(error), error.request_ids) == ("why", ["a"])
+
+
+def test_an_id_is_free_when_all_of_it_is_delivered_or_aborted(engine: Engine) -> None:
+    few, more = (SamplingParams(max_tokens=n, ignore_eos=True) for n in (2, 9))
+    for _ in range(2):
+        engine.add_request(PROMPT, few, "a")
+        engine.generate(PROMPT, more)
+        with pytest.raises(RequestError, match="'a' is in use"):
+            engine.add_request(PROMPT, few, "a")
+        assert not engine.abort("a")
+        assert not engine.has_work()
+        assert engine.step() == []
 
 
 def test_a_fork_is_no_sample_that_there_was(engine: Engine) -> None:
