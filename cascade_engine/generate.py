@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from cascade_engine.arguments import COMPRESSION, kv_cache_bytes, parser, policy, sampling_params
+from cascade_engine.argument_values import kv_cache_bytes, policy, sampling_params
+from cascade_engine.arguments import COMPRESSION, parser
 from cascade_engine.chat import Message
 from cascade_engine.console import LoadProgress, colour_of, coloured, paint, say, summary
 from cascade_engine.demo.family import EXAMPLE_QUESTION, Family, family

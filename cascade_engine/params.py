@@ -109,7 +109,9 @@ class SamplingParams:
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0)
             if self.logprobs > MAX_TOP_LOGPROBS:
-                raise RequestError(f"logprobs must be at most {MAX_TOP_LOGPROBS}")
+                raise RequestError(
+                    f"logprobs must be at most {MAX_TOP_LOGPROBS}, got {self.logprobs}"
+                )
         self._freeze()
 
     def _freeze(self) -> None:

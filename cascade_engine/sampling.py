@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from cascade_engine.ops import Sampler
 from cascade_engine.params import AllowedTokens, SamplingParams
 
 WORD_BITS = 32
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def make_sampler(
@@ -101,14 +103,29 @@ class AllowedMasks:
                 )
             allowed = answer.cpu()
         else:
-            ids = torch.as_tensor(list(answer), dtype=torch.int64)
-            if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size):
-                raise RequestError(f"allowed_tokens must return ids in 0..{self._vocab_size - 1}")
             allowed = torch.zeros(self._vocab_size, dtype=torch.bool)
-            allowed[ids] = True
+            allowed[self._ids(answer)] = True
         if not bool(allowed.any()):
             raise RequestError(f"allowed_tokens allows no token after {len(prefix)} tokens")
         return allowed
+
+    def _ids(self, answer: Any) -> torch.Tensor:
+        """int64 `[ids]`."""
+        ids = torch.as_tensor(answer if isinstance(answer, torch.Tensor) else list(answer)).cpu()
+        if not ids.numel():
+            return torch.zeros(0, dtype=torch.int64)
+        if ids.dim() != 1 or ids.dtype not in INTEGERS:
+            raise RequestError(
+                "allowed_tokens must return a list of token ids or a boolean tensor, got "
+                f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
+            )
+        least, most = int(ids.min()), int(ids.max())
+        if least < 0 or most >= self._vocab_size:
+            raise RequestError(
+                f"allowed_tokens must return ids in 0..{self._vocab_size - 1}, got "
+                f"{least if least < 0 else most}"
+            )
+        return ids.long()
 
     def _packed(self, allowed: torch.Tensor) -> torch.Tensor:
         bits = torch.zeros(self._words * WORD_BITS, dtype=torch.int64)

@@ -106,10 +106,14 @@ class TokenizerFiles:
             )
             tokens[token.id] = token
         decoder = self.config.get("added_tokens_decoder") or {}
+        if not isinstance(decoder, dict):
+            raise TokenizerError(
+                f"{where}: added_tokens_decoder must be an object, got {type(decoder).__name__}"
+            )
         for key, value in decoder.items():
             if not isinstance(value, dict) or not isinstance(value.get("content"), str):
                 raise TokenizerError(f"{where}: added_tokens_decoder[{key!r}] must have a content")
-            number = _token_id(where, int(key) if str(key).isdecimal() else key)
+            number = _token_id(where, int(key) if key.isdecimal() and len(key) <= 10 else key)
             flags = [bool(value.get(name)) for name in ("special", "lstrip", "rstrip")]
             tokens[number] = AddedToken(number, value["content"], *flags)
         if len(tokens) > MAX_ADDED_TOKENS:

@@ -42,9 +42,8 @@ def load(files: TokenizerFiles) -> Vocabulary:
     pieces = [""] * (max(numbers.values(), default=-1) + 1)
     for piece, number in numbers.items():
         pieces[number] = piece
-    specials = {
-        token["content"]: token["id"] for token in description["added_tokens"] if token["special"]
-    }
+    added = description.get("added_tokens") or []
+    specials = {token["content"]: token["id"] for token in added if token["special"]}
     encoder = _Encoder(backend)
     around = backend.encode("", add_special_tokens=True).ids
     bos, eos = (_named_id(files, key, numbers) for key in ("bos_token", "eos_token"))

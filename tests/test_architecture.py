@@ -37,6 +37,7 @@ LAYERS = {
     "levels": 7,
     "policy": 7,
     "engine": 8,
+    "argument_values": 9,
     "arguments": 9,
     "console": 9,
     "async_stream": 9,

@@ -2,98 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sentencepiece
 
 from cascade_engine import tokenizer_json
 from cascade_engine.errors import RequestError, TokenizerError, VocabularyMismatch
 from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
 from tests.data import data_path, prompts
-
-MODELS = {
-    "llama": ("tokenizers", "llama", "tokenizer.model"),
-    "stories260k": ("stories260k", "tokenizer.model"),
-    "t5": ("tokenizers", "t5", "spiece.model"),
-}
-TEXTS = [
-    "",
-    " ",
-    "   ",
-    "a",
-    " a",
-    "  a  b ",
-    "\n\n x\n",
-    "tab\there\r\n",
-    "a\0b",
-    "naïve Ångström — “quoted” …",
-    "日本語のテキスト、한국어, العربية, עברית",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 \U0001f9ff\U0010fffd",
-    "e\u0301 \u00a0\u3000 \ufb01 \uff21\ufffd\u2581x\u2581",
-    "</s><s><unk> <0x41> [INST]",
-    "def f(x):\n    return x ** 2  # ok\n",
-]
-
-
-def directory_of(tmp_path: Path, name: str, **files: Any) -> Path:
-    source = data_path(*MODELS[name])
-    shutil.copy(source, tmp_path / source.name)
-    for key, value in files.items():
-        (tmp_path / f"{key}.json").write_text(json.dumps(value))
-    return tmp_path
-
-
-def load(tmp_path: Path, name: str, **files: Any) -> Tokenizer:
-    tokenizer = Tokenizer.load(directory_of(tmp_path, name, **files))
-    assert tokenizer is not None
-    return tokenizer
-
-
-def reference(name: str) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_file=str(data_path(*MODELS[name])))
-
-
-def transformers_llama(model: sentencepiece.SentencePieceProcessor, **settings: Any) -> Any:
-    """transformers' LLaMA tokenizer; merges are ranked by the score of what they make."""
-    from transformers import LlamaTokenizer
-
-    size = model.get_piece_size()
-    vocab = {model.id_to_piece(i): i for i in range(size)}
-    merges = []
-    for piece, number in vocab.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in vocab and right in vocab:
-                merges.append((model.get_score(number), -vocab[left], -vocab[right], left, right))
-    ranked = [(left, right) for *_, left, right in sorted(merges, reverse=True)]
-    return LlamaTokenizer(vocab=vocab, merges=ranked, **settings)
-
-
-def random_rows(rng: random.Random, pieces: list[str], count: int) -> Iterator[list[int]]:
-    """Words, bytes (cut-off characters), special tokens, and ids among the first few."""
-    spaces = [i for i, piece in enumerate(pieces) if piece.startswith("▁")]
-    pools = [range(len(pieces)), range(3, min(259, len(pieces))), range(4), spaces or range(4)]
-    for _ in range(count):
-        yield [rng.choice(rng.choice(pools)) for _ in range(rng.randrange(14))]
-
-
-def assert_streams(tokenizer: Tokenizer, ids: list[int], rng: random.Random) -> None:
-    """Whatever the groups in which tokens arrive, the parts make the whole."""
-    for continues in (False, True):
-        whole = tokenizer.decode(ids, continues)
-        stream, parts, position = tokenizer.stream_decoder(continues), [], 0
-        while position < len(ids):
-            step = rng.choice((1, 1, 1, 2, 5))
-            parts.append(stream.push(ids[position : position + step]))
-            position += step
-        assert "".join(parts) + stream.flush() == whole
+from tests.tokenizer_support import (
+    MODELS,
+    TEXTS,
+    assert_streams,
+    load,
+    random_rows,
+    reference,
+    transformers_llama,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -260,6 +187,24 @@ def test_added_tokens(tmp_path: Path) -> None:
         load(tmp_path, "llama", added_tokens={"<pad>": "2"})
 
 
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ([], None),
+        (["<x>"], "added_tokens_decoder must be an object, got list"),
+        ({"9" * 5000: {"content": "<x>"}}, "token id must be an integer"),
+        ({"32000": {}}, "must have a content"),
+    ],
+)
+def test_added_tokens_that_are_none(tmp_path: Path, decoder: object, message: str | None) -> None:
+    config = {"added_tokens_decoder": decoder}
+    if message is None:
+        assert load(tmp_path, "llama", tokenizer_config=config).vocab_size == 32000
+        return
+    with pytest.raises(TokenizerError, match=message):
+        load(tmp_path, "llama", tokenizer_config=config)
+
+
 def test_t5(tmp_path: Path) -> None:
     tokenizer = load(tmp_path, "t5", tokenizer_config={"extra_ids": 100})
     pieces = tokenizer.pieces()
@@ -269,23 +214,6 @@ def test_t5(tmp_path: Path) -> None:
     assert tokenizer.encode("a", parse_special=True)[-1] == 1
     with pytest.raises(RequestError, match="add_bos must be False: this tokenizer has no begin"):
         tokenizer.encode("a", add_bos=True)
-
-
-def test_t5_json_and_sentencepiece_agree(tmp_path: Path) -> None:
-    model = load(tmp_path, "t5", tokenizer_config={"extra_ids": 100})
-    directory = tmp_path / "json"
-    directory.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(data_path("tokenizers", "t5", name), directory / name)
-    other = Tokenizer.load(directory)
-    assert other is not None
-    assert other.pieces() == model.pieces()
-    assert other.fingerprint() == model.fingerprint()
-    assert other.eos_ids == (1,)
-    # The file cuts and fills texts to 153 tokens, which is not what a model should be fed.
-    assert len(other.encode("word " * 500)) > 400
-    texts = prompts(200)
-    assert sum(model.encode(text) == other.encode(text) for text in texts) >= 0.95 * len(texts)
 
 
 def test_text_that_is_no_unicode(tmp_path: Path) -> None:
@@ -312,80 +240,6 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # tokenizer.json files of the kinds that LLaMA and T5 models come with.
-def json_tokenizer(tmp_path: Path, kind: str) -> tuple[Tokenizer, Any]:
-    """A tokenizer read by the engine, and the same one of the tokenizers package."""
-    tokenizers = pytest.importorskip("tokenizers")
-    settings = {"bos_token": "<s>", "eos_token": "</s>"}
-    if kind == "llama":
-        transformers_llama(reference("stories260k")).backend_tokenizer.save(
-            str(tmp_path / "tokenizer.json")
-        )
-    elif kind == "metaspace":
-        shutil.copy(data_path("tokenizers", "t5", "tokenizer.json"), tmp_path)
-        settings = {"eos_token": "</s>"}
-    else:
-        model = tokenizers.Tokenizer(tokenizers.models.BPE())
-        model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        model.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=600,
-            special_tokens=["<s>", "</s>"],
-            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        model.train_from_iterator([*TEXTS, "the cat sat on the mat " * 20], trainer)
-        model.add_tokens(["<tool é>", "日"])
-        model.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", model.token_to_id("<s>"))]
-        )
-        model.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer is not None
-    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    other.no_truncation()
-    other.no_padding()
-    return tokenizer, other
-
-
-@pytest.mark.parametrize("kind", ["llama", "byte level", "metaspace"])
-def test_json_tokenizers(tmp_path: Path, kind: str) -> None:
-    tokenizer, other = json_tokenizer(tmp_path, kind)
-    rng = random.Random(4)
-    for text in TEXTS + prompts(60):
-        ids = other.encode(text).ids
-        assert tokenizer.encode(text, parse_special=True) == ids
-        if "</s>" not in text:
-            assert tokenizer.encode(text) == ids
-        assert tokenizer.decode(ids) == other.decode(ids)
-        assert_streams(tokenizer, ids, rng)
-    checked = 0
-    for ids in random_rows(rng, tokenizer.pieces(), 2000):
-        assert_streams(tokenizer, ids, rng)
-        expected = other.decode(ids)
-        # In a run of bytes with a mistake, the package drops the characters that are right too.
-        if kind != "llama" or "\ufffd" not in expected:
-            checked += 1
-            assert tokenizer.decode(ids) == expected, ids
-    assert checked > 500
-    special = "</s>"
-    plain = tokenizer.encode(special, add_bos=False, add_eos=False)
-    if kind != "metaspace":  # a unigram model finds all its pieces in plain text
-        assert not set(plain) & set(tokenizer.eos_ids)
-    assert tokenizer.encode(special, False, False, parse_special=True) == list(tokenizer.eos_ids)
-
-
-def test_json_decoder_that_is_not_known(tmp_path: Path) -> None:
-    json_tokenizer(tmp_path, "llama")
-    file = tmp_path / "tokenizer.json"
-    content = json.loads(file.read_text())
-    for decoder in ({"type": "WordPiece", "prefix": "##", "cleanup": True}, None):
-        content["decoder"] = decoder
-        file.write_text(json.dumps(content))
-        with pytest.raises(TokenizerError, match=r"decoder .* is not supported; ByteLevel,"):
-            Tokenizer.load(tmp_path)
-
-
 def test_same_vocabulary(tmp_path: Path) -> None:
     stories, xs = Tokenizer.load(data_path("stories260k")), Tokenizer.load(data_path("llama2xs"))
     assert stories is not None

@@ -1,12 +1,13 @@
-"""What reviews tell beside their verdicts: log-probabilities and runners-up at the positions that
-they judged."""
+"""From what native code decided to verdicts, with what reviews tell beside: log-probabilities and
+runners-up at the positions that they judged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cascade_engine.levels.rows import ReviewItem, TokenLogprobs
+from cascade_engine.levels.rows import ReviewItem, TokenLogprobs, Verdict
+from cascade_engine.levels.tree import unmoved
 from cascade_engine.ops import CpuBackend, CudaBackend
 
 
@@ -23,14 +24,40 @@ class Judged(NamedTuple):
     """Address of its masks, 0: none."""
 
 
-def judge(
+Decided = tuple[int, int, list[int]]
+"""Of one item, by `accept`: tokens kept, the level's own token, and the nodes kept of a tree."""
+
+
+def verdicts_of(
+    backend: CpuBackend | CudaBackend,
     items: Sequence[ReviewItem],
-    verdicts: Sequence[tuple[int, int, list[int]]],
+    decided: Sequence[Decided],
+    logits: dict[str, int],
     allowed: Sequence[int],
+) -> list[Verdict]:
+    """The verdicts, with what their items ask for; `logits` are those that they went by."""
+    asked = any(item.logprobs is not None or item.siblings for item in items)
+    judged = judge(items, decided, allowed) if asked else []
+    logprobs = read_logprobs(backend, logits, judged)
+    siblings = read_siblings(backend, logits, judged)
+    return [
+        Verdict(
+            num_accepted,
+            token,
+            logprobs.get(i, ()),
+            path,
+            num_accepted if item.tree is None else unmoved(path),
+            siblings.get(i, ()),
+        )
+        for i, (item, (num_accepted, token, path)) in enumerate(zip(items, decided, strict=True))
+    ]
+
+
+def judge(
+    items: Sequence[ReviewItem], decided: Sequence[Decided], allowed: Sequence[int]
 ) -> list[Judged]:
-    """`verdicts` are those of `accept`."""
     first, judged = 0, []
-    for i, (item, (num_accepted, _, path)) in enumerate(zip(items, verdicts, strict=True)):
+    for i, (item, (num_accepted, _, path)) in enumerate(zip(items, decided, strict=True)):
         offsets = range(num_accepted + 1) if item.tree is None else (0, *(1 + n for n in path))
         judged.append(Judged(i, item, first, list(offsets), allowed[i]))
         first += item.drafted + 1

@@ -9,7 +9,7 @@ import torch
 
 from cascade_engine.cache import PAGE_TOKENS, KVStorage, LeadingPages, PageTable, pages_for
 from cascade_engine.errors import CapacityError
-from cascade_engine.levels.judged import judge, read_logprobs, read_siblings
+from cascade_engine.levels.judged import verdicts_of
 from cascade_engine.levels.rows import DraftItem, Rejection, ReviewItem, TokenRows, Verdict
 from cascade_engine.levels.tree import MAX_NODES, unmoved
 from cascade_engine.models import llama
@@ -126,7 +126,7 @@ class NeuralLevel:
         logits = self._logits_and_tokens()
         allowed = [0 if item.allowed is None else item.allowed.data_ptr() for item in items]
         trees = [item.tree for item in items]
-        verdicts = self.backend.accept(
+        decided = self.backend.accept(
             **logits,
             logit_rows=self._program.rows(self._logits),
             probs=self.rows.probs_address,
@@ -142,26 +142,11 @@ class NeuralLevel:
             **self._rejections(items),
             runners_up=max((item.siblings for item in items), default=0),
         )
-        asked = any(item.logprobs is not None or item.siblings for item in items)
-        judged = judge(items, verdicts, allowed) if asked else []
-        logprobs = read_logprobs(self.backend, logits, judged)
-        siblings = read_siblings(self.backend, logits, judged)
-        for item, (num_accepted, _, path) in zip(items, verdicts, strict=True):
+        verdicts = verdicts_of(self.backend, items, decided, logits, allowed)
+        for item, (num_accepted, _, path) in zip(items, decided, strict=True):
             if item.tree is not None:
                 self._commit(item, path, item.frontier + num_accepted)
-        return [
-            Verdict(
-                num_accepted,
-                token,
-                logprobs.get(i, ()),
-                path,
-                num_accepted if item.tree is None else unmoved(path),
-                siblings.get(i, ()),
-            )
-            for i, (item, (num_accepted, token, path)) in enumerate(
-                zip(items, verdicts, strict=True)
-            )
-        ]
+        return verdicts
 
     def draft(self, items: Sequence[DraftItem]) -> list[int]:
         """Appends up to `item.tokens` tokens to each row, at least one, those that as many reviews

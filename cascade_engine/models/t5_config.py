@@ -177,7 +177,7 @@ def _parse_feed_forward(reader: Reader) -> bool:
     if not reader.flag("is_encoder_decoder", True):
         raise reader.error("is_encoder_decoder", "true: encoders alone do not generate")
     kind = reader.values.get("feed_forward_proj", "relu")
-    if kind not in ACTIVATIONS:
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
         raise reader.error(
             "feed_forward_proj", "'relu' (v1.0) or 'gated-gelu' (v1.1), the ones supported"
         )

@@ -8,11 +8,12 @@ import torch
 
 from cascade_engine.models.cost import PackedBytes, PassCost
 from cascade_engine.models.t5_config import T5Config
-from cascade_engine.ops import RelativeBias
+from cascade_engine.ops import RelativeBias, activation_dtype
 
 
 class T5Cost:
-    """Counts for one model in one dtype, as ModelCost has them; `decode` is the decoder's pass."""
+    """Counts for one model whose matrices are of one dtype, as ModelCost has them; `decode` is the
+    decoder's pass."""
 
     def __init__(self, config: T5Config, dtype: torch.dtype, packed_bytes: PackedBytes) -> None:
         self.config = config
@@ -36,11 +37,13 @@ class T5Cost:
             for matrices, norm in zip((self._decoder, self._encoder), norms, strict=True)
         ]
         self._decoder_bytes, self._encoder_bytes = streams
-        self._table_row = hidden * dtype.itemsize
+        activation = activation_dtype(dtype)
+        table_dtype = dtype if config.tie_word_embeddings else activation
+        self._table_row = hidden * table_dtype.itemsize
         table = 0 if config.tie_word_embeddings else config.vocab_size * self._table_row
         self.weight_bytes = sum(streams) + table
         """As loaded: matrices packed, vectors and biases in float32."""
-        self.cache_bytes_per_token = 2 * config.num_layers * width * dtype.itemsize
+        self.cache_bytes_per_token = 2 * config.num_layers * width * activation.itemsize
 
     def decode(self, tokens: int, cached: int) -> PassCost:
         """A pass of the decoder over `tokens` new tokens of one row, each with logits, behind

@@ -49,6 +49,7 @@ def engine() -> Engine:
         ({"decoder_prefix": b"x"}, "decoder_prefix must be a text or a list of token ids"),
         ({"allowed_tokens": [1]}, r"allowed_tokens must be a function .*, got \[1\]"),
         ({"ignore_eos": "no"}, "ignore_eos must be True or False, got 'no'"),
+        ({"logprobs": 1001}, "logprobs must be at most 1000, got 1001"),
     ],
 )
 def test_bad_parameters(options: dict[str, Any], message: str) -> None:

@@ -97,3 +97,9 @@ def random_t5(directory: Path, seed: int, **overrides: object) -> T5ForCondition
                 parameter.copy_(torch.randn_like(parameter) * scale / parameter.shape[1] ** 0.5)
     model.save_pretrained(directory)
     return model
+
+
+def raw_file(path: Path, header: bytes, data: bytes, length: int | None = None) -> None:
+    """A safetensors file with this header, which says that it is `length` bytes long."""
+    length = len(header) if length is None else length
+    path.write_bytes(length.to_bytes(8, "little") + header + data)

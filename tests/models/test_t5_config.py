@@ -105,6 +105,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["T5EncoderModel"]}, r"architectures must be \['T5ForCond.*supported"),
     ({"architectures": []}, "architectures must be"),
     ({"is_encoder_decoder": False}, "is_encoder_decoder must be true: encoders alone"),
+    ({"feed_forward_proj": ["relu"]}, r"feed_forward_proj must be 'relu' .*, got \['relu'\]"),
     ({"feed_forward_proj": "gated-silu"}, r"feed_forward_proj must be 'relu' \(v1.0\) or 'gated"),
     ({"dense_act_fn": "gelu"}, "dense_act_fn must be 'relu' as feed_forward_proj 'relu' says"),
     ({"quantization_config": {"bits": 8}}, "quantization_config must be absent"),
@@ -216,7 +217,9 @@ def test_shards(tmp_path: Path) -> None:
         assert torch.equal(one, many)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["f32", "bf16", "i8"]
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_cost_is_that_of_the_loaded_model(seed: int, dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_t5(tmp_path, seed)
@@ -226,6 +229,8 @@ def test_cost_is_that_of_the_loaded_model(seed: int, dtype: torch.dtype, tmp_pat
     assert cost.parameters == sum(p.numel() for p in model.parameters())
     weights = t5.load_weights(checkpoint, config, CpuBackend(1), dtype)
     assert cost.weight_bytes == weights.num_bytes()
+    kept = weights.activation_dtype.itemsize
+    assert cost.cache_bytes_per_token == 2 * config.num_layers * config.attention_width * kept
 
 
 def test_operations_are_those_of_transformers(tmp_path: Path) -> None:
