@@ -50,32 +50,9 @@ def parser() -> argparse.ArgumentParser:
     _add_sampling(p.add_argument_group("sampling"))
     _add_stops(p.add_argument_group("stopping"))
     _add_cascade(p.add_argument_group("cascade"))
-    chat = p.add_argument_group("conversations")
-    chat.add_argument("--chat", action="store_true", help="the prompt is a user's message")
-    chat.add_argument("--system", metavar="TEXT", help="a system message before it")
-    chat.add_argument(
-        "--chat-format", metavar="NAME", help="llama-2, vicuna or plain; default: the target's own"
-    )
-    chat.add_argument("--interactive", action="store_true", help="a conversation, line by line")
-    chat.add_argument(
-        "--learn-tokens",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of its answers, kept to draft later ones from; needs --tree; default: none",
-    )
+    _add_conversations(p.add_argument_group("conversations"))
     _add_sot(p.add_argument_group("skeleton-of-thought"))
-    output = p.add_argument_group("output")
-    output.add_argument(
-        "--logprobs", type=int, metavar="N", help="print each token's, and the top N"
-    )
-    output.add_argument("--stats-json", metavar="FILE", help="write counts and times")
-    output.add_argument(
-        "--trace",
-        metavar="FILE.jsonl",
-        help="write every draft and review; python -m cascade_engine.trace shows them",
-    )
-    output.add_argument("--quiet", action="store_true", help="the text alone")
+    _add_output(p.add_argument_group("output"))
     return p
 
 
@@ -179,6 +156,22 @@ def _add_cascade(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_conversations(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--chat", action="store_true", help="the prompt is a user's message")
+    group.add_argument("--system", metavar="TEXT", help="a system message before it")
+    group.add_argument(
+        "--chat-format", metavar="NAME", help="llama-2, vicuna or plain; default: the target's own"
+    )
+    group.add_argument("--interactive", action="store_true", help="a conversation, line by line")
+    group.add_argument(
+        "--learn-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of its answers, kept to draft later ones from; needs --tree; default: none",
+    )
+
+
 def _add_sot(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sot", choices=("auto", "on", "off"), help="write an outline, then its points at once"
@@ -209,3 +202,16 @@ def _add_sot(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--prices", metavar="IN,OUT", help="of a million prompt and answer tokens: report the cost"
     )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--logprobs", type=int, metavar="N", help="print each token's, and the top N"
+    )
+    group.add_argument("--stats-json", metavar="FILE", help="write counts and times")
+    group.add_argument(
+        "--trace",
+        metavar="FILE.jsonl",
+        help="write every draft and review; python -m cascade_engine.trace shows them",
+    )
+    group.add_argument("--quiet", action="store_true", help="the text alone")

@@ -94,10 +94,7 @@ def load_levels(
     decoder_start = _shared_decoder_start(models)
     vocab_size = _shared_vocabulary(models)
     tokenizer = models[0].tokenizer
-    alone = options.drafter is not None and not options.drafter_fallback
-    if alone and table not in (None, "none"):
-        raise RequestError(UNUSED.format(f"tables={str(table)!r}"))
-    ngrams = None if alone else _ngram_table(table, tokenizer, vocab_size)
+    ngrams = _ngram_table(table, tokenizer, vocab_size, options)
     compressed = [options.compresses(m.name, m.dtype, m.checkpoint, backend) for m in models]
     context = _context(models[0].config, options.max_context)
     tokens = _cache_tokens(models, context, options)
@@ -105,20 +102,15 @@ def load_levels(
     rows = TokenRows(options.max_rows, context, vocab_size, backend)
     last = _last_level(backend, rows, ngrams, vocab_size, options)
     neural: list[NeuralLevel] = []
-    lines, weight_bytes = [], 0
+    lines = []
     for model, compress in zip(models, compressed, strict=True):
         report = None if progress is None else _per_model(progress, model.name)
         weights = load_weights(
             model.checkpoint, model.config, backend, model.dtype, report, compress
         )
-        weight_bytes += weights.num_bytes()
-        lines.append(
-            f"{model.name}: {weights.num_bytes() / 1e6:.1f} MB, "
-            f"{'compressed ' if compress else ''}"
-            f"{str(model.dtype).removeprefix('torch.')}{model.note}, {backend.isa}, "
-            f"{backend.context.threads} threads"
-        )
+        lines.append(_described(model, weights, compress, backend))
         neural.append(_level(model, weights, backend, rows, context, tokens, vocab_size, options))
+    weight_bytes = sum(level.weights.num_bytes() for level in neural)
     for at, draft in enumerate(drafts, 1):
         if is_self_draft(draft):
             neural.insert(at, self_draft_level(neural[0], layers.pop(0), backend, tokens))
@@ -133,6 +125,17 @@ def load_levels(
         LoadReport(tuple(lines), weight_bytes, cache_bytes),
         models[0].directory,
         decoder_start,
+    )
+
+
+def _described(
+    model: _Model, weights: ModelWeights, compressed: bool, backend: CpuBackend | CudaBackend
+) -> str:
+    """A model's line of the report."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return (
+        f"{model.name}: {weights.num_bytes() / 1e6:.1f} MB, {'compressed ' * compressed}"
+        f"{dtype}{model.note}, {backend.isa}, {backend.context.threads} threads"
     )
 
 
@@ -167,10 +170,17 @@ def _last_level(
 
 
 def _ngram_table(
-    table: str | PathLike[str] | None, tokenizer: Tokenizer | None, vocab_size: int
+    table: str | PathLike[str] | None,
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    options: LoadOptions,
 ) -> NgramTable | None:
     """The table asked for; for None the tokenizer's prebuilt one, if the models know all of its
-    tokens; none for "none"."""
+    tokens; none for "none", and where a drafter stands in for the statistics."""
+    if options.drafter is not None and not options.drafter_fallback:
+        if table not in (None, "none"):
+            raise RequestError(UNUSED.format(f"tables={str(table)!r}"))
+        return None
     path = prebuilt_for(tokenizer, vocab_size) if table is None else table
     return None if path is None or path == "none" else load_table(path, tokenizer, vocab_size)
 

@@ -67,14 +67,7 @@ class NeuralLevel:
         self.pages: PageTable | LeadingPages
         if owner is None:
             self.pages = PageTable(pages, num_rows, self.row_tokens + MAX_NODES)
-            self.storage = KVStorage(
-                config.num_layers,
-                pages,
-                config.num_kv_heads,
-                config.head_dim,
-                weights.activation_dtype,
-                backend.device,
-            )
+            self.storage = _storage(weights, pages, backend)
         else:
             self.pages, self.storage = LeadingPages(owner.table), owner.storage
         recorder = backend.recorder()
@@ -284,3 +277,9 @@ class NeuralLevel:
         self._program.run(slots, starts, counts, logits, self.left_padded, trees)
         for slot, end in zip(slots, ends, strict=True):
             pages.length[slot] = end
+
+
+def _storage(weights: ModelWeights, pages: int, backend: CpuBackend | CudaBackend) -> KVStorage:
+    config, dtype = weights.config, weights.activation_dtype
+    shape = config.num_layers, pages, config.num_kv_heads, config.head_dim
+    return KVStorage(*shape, dtype, backend.device)

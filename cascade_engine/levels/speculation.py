@@ -99,12 +99,7 @@ class Speculation:
         for each, (slot, length, count) in zip(asked, sizes, strict=True):
             self._level.catch_up(slot, length + count, _frontier(each) - 1)
         self._level.reserve([s for s, _, _ in sizes], [n + k for _, n, k in sizes])
-        asks = []
-        for each, (slot, length, count) in zip(asked, sizes, strict=True):
-            row = (slot, length, count, each.depth, each.sampler, pages.length[slot])
-            rejection = self._rejection(each, min(count, each.depth) if trees else count)
-            prediction, bring = each.proposal.prediction, each.logprobs is not None
-            asks.append(Ask(*row, _frontier(each), prediction, rejection, bring))
+        asks = [self._ask(each, trees) for each in asked]
         try:
             reviewed = self._action.run(asks, trees, lenience, probs)
         except ValueError:
@@ -123,6 +118,13 @@ class Speculation:
         return [
             (item, self._settled(item, each)) for item, each in zip(items, reviewed, strict=True)
         ]
+
+    def _ask(self, asked: Speculated, trees: bool) -> Ask:
+        slot, length, count = _sizes(asked.proposal)
+        row = (slot, length, count, asked.depth, asked.sampler, self._level.pages.length[slot])
+        rejection = self._rejection(asked, min(count, asked.depth) if trees else count)
+        prediction, bring = asked.proposal.prediction, asked.logprobs is not None
+        return Ask(*row, _frontier(asked), prediction, rejection, bring)
 
     def _rejection(self, asked: Speculated, drafts: int) -> RowRejection | None:
         """Where at most `drafts` of what is drafted are accepted."""

@@ -48,10 +48,7 @@ class LlamaWeights:
 
     def num_bytes(self) -> int:
         """Memory held, each tensor counted once."""
-        seen: dict[int, int] = {}
-        for tensor in tensors_of(self):
-            seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return sum(seen.values())
+        return num_bytes(self)
 
 
 def leading_layers(weights: LlamaWeights, layers: int) -> LlamaWeights:
@@ -73,6 +70,12 @@ def tensors_of(value: object) -> Iterable[torch.Tensor]:
     elif isinstance(value, tuple):
         for item in value:
             yield from tensors_of(item)
+
+
+def num_bytes(weights: object) -> int:
+    """Memory of a model's weights, each tensor counted once."""
+    tensors = tensors_of(weights)
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 class Loader:

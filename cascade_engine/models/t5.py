@@ -16,7 +16,7 @@ import torch
 
 from cascade_engine.errors import CheckpointError
 from cascade_engine.models.checkpoint import Checkpoint
-from cascade_engine.models.llama import Loader, tensors_of
+from cascade_engine.models.llama import Loader, num_bytes
 from cascade_engine.models.relative import bias_by_offset
 from cascade_engine.models.t5_config import T5Config, float16_refusal
 from cascade_engine.ops import CpuBackend, CudaBackend, LinearWeight, RelativeBias, activation_dtype
@@ -88,8 +88,7 @@ class T5Weights:
 
     def num_bytes(self) -> int:
         """Memory held, each tensor counted once."""
-        seen = {t.data_ptr(): t.numel() * t.element_size() for t in tensors_of(self)}
-        return sum(seen.values())
+        return num_bytes(self)
 
 
 class _T5Loader(Loader):

@@ -228,7 +228,8 @@ def test_an_abort_while_others_draft_trees(plain: Engine, cascade: Engine) -> No
 
 @pytest.mark.parametrize("tree", [0, 20])
 def test_a_draft_of_nan_with_trees(tree: int, tmp_path: Path, plain: Engine) -> None:
-    """A level that retires takes its tree along and leaves caches that hold the row."""
+    """A level that retires takes its tree along and leaves caches that hold the row: with one that
+    is ahead of it, the level below would fail as well."""
     model = random_llama(tmp_path, 1, vocab_size=512, tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
@@ -241,10 +242,13 @@ def test_a_draft_of_nan_with_trees(tree: int, tmp_path: Path, plain: Engine) -> 
     for prompt in PROMPTS:
         engine.add_request(prompt, params, prompt)
     tokens: dict[tuple[str, int], list[int]] = {}
+    retired: set[int] = set()
     while engine.has_work():
         for out in engine.step():
             tokens.setdefault((out.request_id, out.index), []).extend(out.token_ids)
+        retired.update(*(row.retired for row in engine._cycle.roster.slots.running))
         engine.check_integrity()
+    assert retired == {1}
     for prompt, each in zip(PROMPTS, expected, strict=True):
         assert [tokens[prompt, i] for i in (0, 1)] == [r.token_ids for r in each]
     levels = engine.stats()["levels"]
