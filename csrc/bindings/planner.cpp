@@ -130,7 +130,6 @@ void bind_planner(py::module_& m) {
       .def_property_readonly("plan", [](const Estimate& e) { return to_tuple(e.plan); })
       .def_readonly("tokens", &Estimate::tokens)
       .def_readonly("seconds", &Estimate::seconds)
-      .def_readonly("reviews", &Estimate::reviews)
       .def_readonly("drafting", &Estimate::drafting)
       .def_readonly("kind", &Estimate::kind)
       .def_property_readonly("rate", &Estimate::rate);
@@ -155,9 +154,11 @@ void bind_planner(py::module_& m) {
       .def("forget", &Planner::forget);
   m.def(
       "best_plans",
-      [](const Knowledge& known, const PassCosts& costs, int rows, double overhead, bool trees) {
-        return Evaluation(known, costs, rows, overhead, trees).by_kind({}, rows);
+      [](const Knowledge& known, const PassCosts& costs, int rows, double overhead, bool trees,
+         double hope) {
+        return Evaluation(known, costs, rows, overhead, trees).by_kind({}, rows, hope);
       },
-      "knowledge"_a, "costs"_a, "rows"_a, "overhead"_a, "trees"_a,
-      "The best plan of each kind for rows in general.");
+      "knowledge"_a, "costs"_a, "rows"_a, "overhead"_a, "trees"_a, "hope"_a = 0.0,
+      "The best plan of each kind for rows in general, by acceptance that is so many standard "
+      "deviations better than it seems.");
 }

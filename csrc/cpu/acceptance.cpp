@@ -13,7 +13,7 @@ constexpr double kRecent = 0.998;
 // Log-likelihood that a belief needs beyond the one before it, that rows differ less.
 constexpr double kDoubt = 3.0;
 // Bounds of a row's hazard.
-constexpr double kLeastHazard = 0.2;
+constexpr double kLeastHazard = 0.5;
 constexpr double kMostHazard = 8.0;
 
 // The chance that the token behind d kept ones is rejected.
@@ -63,6 +63,12 @@ const Survival& Ends::survival() const {
   }
   stale_ = false;
   return survival_;
+}
+
+double Ends::rejections() const {
+  double sum = 0.0;
+  for (const double each : rejected_) sum += each;
+  return sum;
 }
 
 double Ends::kept_share() const {

@@ -11,10 +11,10 @@ namespace {
 constexpr double kGain = 1.03;
 // The present kind of plan is kept unless another is better by this factor.
 constexpr double kLoyalty = 1.01;
-// Standard deviation of a review's tokens, as a share of their mean.
-constexpr double kSpread = 0.4;
+// Standard deviations of acceptance, that tell what knowing a plan better may be worth.
+constexpr double kHope = 0.5;
 // Target reviews that a trial must be expected to gain, to be looked into.
-constexpr double kWorth = 0.1;
+constexpr double kWorth = 0.3;
 // Plans with so much of the best rate are measured again now and then.
 constexpr double kNear = 0.85;
 // Reviews that the model of a kind of plan counts as, against what the kind gave.
@@ -22,8 +22,9 @@ constexpr double kModel = 200.0;
 // Steps that the model of a kind's times counts as; how much slower a step may be than expected, as
 // a logarithm, to say something of its plan.
 constexpr double kTimed = 10.0, kSlower = 0.5;
-// Tokens that a draft has yet to read, which cost next to nothing.
-constexpr int64_t kRead = 64;
+// Target reviews that a plan is taken to be followed for, once its drafters have read the text; and
+// how much of one this may take where a plan is measured again.
+constexpr double kStay = 8.0, kReading = 0.5;
 // Bounds of the confidence that drafts go on with.
 constexpr double kLeastConfidence = 0.05, kMostConfidence = 0.95;
 // Rows differ if the most promising one keeps so many times as much as the least.
@@ -57,7 +58,8 @@ double Fit::factor() const {
 
 double Planner::corrected(const Estimate& estimate) const {
   const auto found = fits_.find({estimate.kind, bucket_});
-  return estimate.rate() * (found == fits_.end() ? 1.0 : found->second.factor());
+  const double rate = estimate.rate() * (found == fits_.end() ? 1.0 : found->second.factor());
+  return rate / (1.0 + lag(estimate) / (kStay * estimate.seconds));
 }
 
 // The most promising rows first: by what they keep of the first tokens of any draft, about.
@@ -121,6 +123,11 @@ Choice Planner::look(const std::vector<std::shared_ptr<RowRecord>>& rows, const 
   }
   set_confidence(choice.best, choice.rate * count);
   if (demand.allowed < 0.0) return choice;
+  for (const Estimate& hoped : evaluation.by_kind(ordered, count, kHope)) {
+    const auto same = std::find_if(kinds.begin(), kinds.end(),
+                                   [&](const Estimate& k) { return k.kind == hoped.kind; });
+    same->spread = std::max(hoped.rate() / same->rate() - 1.0, 1e-9);
+  }
   if (worth_trying(choice, kinds, demand)) {
     const int few = std::max(1, count / 4);
     choice.trial =
@@ -148,7 +155,7 @@ double Planner::gain(const Choice& choice, const Estimate& each, const Demand& d
   const double reading = lag(each);
   if (reading > demand.allowed) return -1.0;
   const double rate = corrected(each);
-  const double spread = rate * each.share * kSpread / std::sqrt(each.reviews + 2.0);
+  const double spread = rate * each.spread;
   const double gap = (choice.rate - rate) / spread;
   const double gain = spread / choice.rate * (density(gap) - gap * tail(gap)) * demand.horizon;
   return gain - reading * choice.rate;
@@ -183,7 +190,7 @@ std::optional<Estimate> Planner::refresh(const Choice& choice, const std::vector
   int64_t longest_ago = 0;
   for (const Estimate& each : kinds) {
     const bool plain = each.kind == Evaluation::kPlain;
-    if (each.kind == choice.best.kind || lag(each) > 0.0) continue;
+    if (each.kind == choice.best.kind || lag(each) > kReading * each.seconds) continue;
     if (!nearest || corrected(*nearest) < corrected(each)) nearest = &each;
     if (!plain && corrected(each) < kNear * choice.rate) continue;
     const int64_t used = used_[each.kind];
@@ -201,7 +208,9 @@ double Planner::lag(const Estimate& estimate) const {
   for (const int level : {estimate.plan.drafter, estimate.plan.second}) {
     if (!level || rows_.empty()) continue;
     const int64_t behind = rows_.front()->length - rows_.front()->read[level];
-    if (behind > kRead) seconds += estimate.drafting * costs_.seconds(level, 1, behind, false);
+    if (behind > 0)
+      seconds += estimate.drafting *
+                 (costs_.seconds(level, 1, behind + 1, false) - costs_.seconds(level, 1, 1, false));
   }
   return seconds;
 }

@@ -18,8 +18,6 @@ constexpr int kLongest = 24;
 constexpr int kWidest = 512;
 // Reviews of confident drafts that what is guessed of them counts as.
 constexpr double kGuess = 8.0;
-// Plain decoding is known.
-constexpr double kCertain = 1e9;
 
 // Reviews that each add 1..w+1 tokens, one after the other.
 struct Renewal {
@@ -78,7 +76,6 @@ int rounded(double value) {
 struct Evaluation::Writing {
   Renewal process;
   double seconds;  // of one review
-  double reviews;  // that it is known from
 };
 
 Evaluation::Evaluation(const Knowledge& knowledge, const PassCosts& costs, int rows,
@@ -96,7 +93,8 @@ Evaluation::Evaluation(const Knowledge& knowledge, const PassCosts& costs, int r
 }
 
 const std::vector<Estimate>& Evaluation::by_kind(const std::vector<const RowRecord*>& rows,
-                                                 int drafting) {
+                                                 int drafting, double hope) {
+  hope_ = hope;
   const int n = known_.neural();
   drafting_ = drafting;
   records_.assign(rows.begin(), rows.begin() + std::min<size_t>(drafting_, rows.size()));
@@ -107,7 +105,7 @@ const std::vector<Estimate>& Evaluation::by_kind(const std::vector<const RowReco
     reaches_.push_back(costs_.reach(level, level ? drafting_ : rows_));
   std::fill(slots_.begin(), slots_.end(), -1);
   found_.clear();
-  offer({}, 1.0, pass(0, 1), kCertain);
+  offer({}, 1.0, pass(0, 1));
   lone_chains();
   if (trees_) lone_trees();
   for (int drafter = 1; drafter < n; ++drafter) {
@@ -144,6 +142,7 @@ void Evaluation::average() {
   for (int level = 0; level < n; ++level) {
     for (int source = level + 1; source <= n; ++source) {
       const size_t pair = known_.pair(level, source);
+      hope(survivals_[pair], known_.ends(level, source).rejections());
       double going = 1.0;
       sums_[pair][0] = 0.0;
       for (int d = 1; d <= kDepths; ++d) {
@@ -152,6 +151,23 @@ void Evaluation::average() {
       }
     }
   }
+}
+
+// Rejections are counts: how often they come is known the better the more were seen.
+void Evaluation::hope(Survival& survival, double rejections) const {
+  if (hope_ == 0.0) return;
+  const double hazard = std::exp(-hope_ / std::sqrt(rejections + 1.0));
+  Survival found{};
+  found[0] = 1.0;
+  for (int d = 0; d < kDepths; ++d)
+    found[d + 1] =
+        found[d] * (1.0 - hazard * (1.0 - survival[d + 1] / std::max(survival[d], 1e-9)));
+  survival = found;
+}
+
+// Of trees, whose reviews differ less.
+double Evaluation::hope(double mean, double reviews) const {
+  return (1.0 + mean) * (1.0 + 0.5 * hope_ / std::sqrt(reviews + 1.0)) - 1.0;
 }
 
 // Of drafts that the target has hardly seen yet: what a level between keeps of them, and the target
@@ -175,18 +191,10 @@ void Evaluation::infer(int source) {
 }
 
 // `tokens` of a drafting row; `seconds` of all.
-void Evaluation::offer(const Plan& plan, double tokens, double seconds, double reviews,
-                       double one_more) {
+void Evaluation::offer(const Plan& plan, double tokens, double seconds, double one_more) {
   const int kind = kind_of(plan, known_.neural());
   const double mean = kind ? (drafting_ * tokens + (rows_ - drafting_)) / rows_ : 1.0;
-  const Estimate each{plan,
-                      mean,
-                      seconds,
-                      reviews,
-                      kind ? drafting_ : rows_,
-                      kind,
-                      drafting_ * tokens / (rows_ * mean),
-                      one_more};
+  const Estimate each{plan, mean, seconds, kind ? drafting_ : rows_, kind, one_more};
   int& slot = slots_[kind];
   if (slot < 0) {
     slot = static_cast<int>(found_.size());
@@ -202,8 +210,7 @@ void Evaluation::lone_chains() {
   for (const int tail : kTails) {
     Plan plan;
     plan.tail = tail;
-    offer(plan, 1.0 + sums_[pair][tail], pass(n, tail) + pass(0, tail + 1),
-          known_.ends(0, n).reviews());
+    offer(plan, 1.0 + sums_[pair][tail], pass(n, tail) + pass(0, tail + 1));
   }
 }
 
@@ -212,11 +219,11 @@ void Evaluation::lone_trees() {
   const PerSize means = known_.lone_trees();
   for (size_t i = 0; i < kTreeSizes.size(); ++i) {
     const int nodes = kTreeSizes[i];
-    const double mean = tree_mean(means[i]);
+    const double mean = hope(tree_mean(means[i]), known_.trees(0).evidence(i));
     Plan plan;
     plan.nodes = nodes;
     offer(plan, 1.0 + mean * std::pow(goes_on_, 0.5 * mean),
-          pass(n, nodes, true) + pass(0, nodes + 1, true), known_.trees(0).evidence(i));
+          pass(n, nodes, true) + pass(0, nodes + 1, true));
   }
 }
 
@@ -227,15 +234,12 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
     const Writing inner = writing(second, width);
     const double count = inner.process.reviews[second_tokens];
     const int kept = std::min(rounded(count * inner.process.mean), kDepths);
-    const Ends& ends = known_.ends(drafter, second);
     written = {renewal(survivals_[known_.pair(drafter, second)], kept),
-               count * inner.seconds + around() + pass(drafter, kept + 1),
-               std::min(inner.reviews, ends.reviews())};
+               count * inner.seconds + around() + pass(drafter, kept + 1)};
   } else {
     written = writing(drafter, width);
   }
   const size_t pair = known_.pair(0, drafter);
-  const double reviews = std::min(written.reviews, known_.ends(0, drafter).reviews());
   struct Option {
     Plan plan;
     double tokens, length, spent;
@@ -250,13 +254,13 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
     const Plan plan{drafter, kLengths[i], second, second_tokens, width, 0, 0, 0};
     options[i] = {plan, 1.0 + between(sums_[pair], length), length, spent};
     const double seconds = spent + pass(0, rounded(length) + 1);
-    offer(plan, options[i].tokens, seconds, reviews);
+    offer(plan, options[i].tokens, seconds);
     const double rate = options[i].tokens / seconds;
     if (rate > best_rate) best_rate = rate, best = i;
   }
   for (size_t i = 0; i < kLengths.size(); ++i)
     if (i == best || kLengths[i] == 1 || kLengths[i] == 3)
-      longer(options[i].plan, options[i].tokens, reviews, options[i].length, options[i].spent);
+      longer(options[i].plan, options[i].tokens, options[i].length, options[i].spent);
 }
 
 // Drafts that end where their confidence falls: it is counted how often they still go on at each
@@ -266,8 +270,9 @@ void Evaluation::confident_plans(int drafter, int width) {
   const size_t pair = known_.pair(0, drafter);
   const Confident& seen = known_.confident(drafter, width > 0);
   const double reviews = seen.kept.reviews(), known = reviews / (reviews + kGuess);
-  const Survival kept = average(seen.kept.survival(), pair);
+  Survival kept = average(seen.kept.survival(), pair);
   const Survival going = average(seen.drafted.survival(), pair);
+  hope(kept, seen.kept.rejections());
   const Writing written = writing(drafter, width);
   double tokens = 1.0, length = 0.0, spent = around(), goes_on = 1.0, seconds = 0.0;
   int last = 0;
@@ -288,7 +293,6 @@ void Evaluation::confident_plans(int drafter, int width) {
     const double one_more =
         writing_by(drafting_, drafter, width) / written.process.mean + (review - pass(0, 1)) / wide;
     offer({drafter, d, 0, 0, width, 0, 0, 0, 1.0}, tokens, spent + review,
-          std::min(written.reviews, std::max(reviews, known_.ends(0, drafter).reviews())),
           std::max(one_more, 0.0) / drafting_);
   }
 }
@@ -303,8 +307,7 @@ double Evaluation::writing_by(int rows, int level, int width) const {
 }
 
 // A statistical tail, or a tree, behind a neural draft.
-void Evaluation::longer(const Plan& drafted, double tokens, double reviews, double length,
-                        double spent) {
+void Evaluation::longer(const Plan& drafted, double tokens, double length, double spent) {
   const int n = known_.neural();
   const size_t own = known_.pair(0, drafted.drafter), tails = known_.pair(0, n);
   const double reached = between(survivals_[own], length);
@@ -312,7 +315,7 @@ void Evaluation::longer(const Plan& drafted, double tokens, double reviews, doub
     Plan plan = drafted;
     plan.tail = tail;
     offer(plan, tokens + reached * sums_[tails][tail],
-          spent + pass(n, tail) + pass(0, rounded(length) + tail + 1), reviews);
+          spent + pass(n, tail) + pass(0, rounded(length) + tail + 1));
   }
   if (!trees_) return;
   const TreeGains& gains = known_.trees(drafted.drafter);
@@ -329,9 +332,8 @@ void Evaluation::longer(const Plan& drafted, double tokens, double reviews, doub
     Plan plan = drafted;
     plan.nodes = nodes;
     plan.siblings = 2;
-    offer(plan, tokens + tree_mean(means[i]),
-          spent + pass(n, nodes, true) + pass(0, nodes + 1, true),
-          std::min(reviews, gains.evidence(i)));
+    offer(plan, tokens + hope(tree_mean(means[i]), gains.evidence(i)),
+          spent + pass(n, nodes, true) + pass(0, nodes + 1, true));
   }
 }
 
@@ -341,11 +343,10 @@ Evaluation::Writing Evaluation::writing(int level, int width) {
   if (!width) {  // drafts on its own
     Survival none{};
     none[0] = 1.0;
-    return {renewal(none, 0), pass(level, 1) - around(), kCertain};
+    return {renewal(none, 0), pass(level, 1) - around()};
   }
   return {renewal(survivals_[known_.pair(level, n)], width),
-          pass(level, width + 1) + pass(n, width) - 2.0 * around(),
-          known_.ends(level, n).reviews()};
+          pass(level, width + 1) + pass(n, width) - 2.0 * around()};
 }
 
 // Seconds of a pass with `width` tokens of each drafting row; the target's has one of the others.

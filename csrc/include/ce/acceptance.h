@@ -38,6 +38,7 @@ class Ends {
   // Of the tokens that were looked at.
   double kept_share() const;
   double reviews() const { return reviews_; }
+  double rejections() const;
   const Counts& rejected() const { return rejected_; }
   const Counts& open() const { return open_; }
 

@@ -101,11 +101,10 @@ struct Estimate {
   Plan plan;
   double tokens = 1.0;    // of a row, on average
   double seconds = 1.0;   // of all of it
-  double reviews = 0.0;   // that the estimate of its tokens rests on
   int drafting = 0;       // rows that follow the plan; others decode plainly
   int kind = 0;           // plans of one kind differ in lengths only
-  double share = 0.0;     // of the tokens, that rows give that draft
   double one_more = 0.0;  // seconds that one more drafted token of a row takes
+  double spread = 1e-9;   // of the rate, as a share of it
   double rate() const { return tokens / seconds; }
 };
 
@@ -118,8 +117,10 @@ class Evaluation {
              bool trees);
 
   // The best plan of each kind, the first `drafting` of these rows following it. None of them: rows
-  // in general.
-  const std::vector<Estimate>& by_kind(const std::vector<const RowRecord*>& rows, int drafting);
+  // in general. `hope`: standard deviations by which acceptance is taken to be better than it
+  // seems.
+  const std::vector<Estimate>& by_kind(const std::vector<const RowRecord*>& rows, int drafting,
+                                       double hope = 0.0);
 
   static constexpr int kPlain = 0;
 
@@ -129,13 +130,14 @@ class Evaluation {
   void average();
   Survival average(const Survival& general, size_t pair) const;
   void infer(int source);
-  void offer(const Plan& plan, double tokens, double seconds, double reviews,
-             double one_more = 0.0);
+  void hope(Survival& survival, double rejections) const;
+  double hope(double mean, double reviews) const;
+  void offer(const Plan& plan, double tokens, double seconds, double one_more = 0.0);
   void lone_chains();
   void lone_trees();
   void neural_plans(int drafter, int second, int second_tokens, int width);
   void confident_plans(int drafter, int width);
-  void longer(const Plan& plan, double tokens, double reviews, double length, double spent);
+  void longer(const Plan& plan, double tokens, double length, double spent);
   Writing writing(int level, int width);
   double writing_by(int rows, int level, int width) const;
   double pass(int level, int width, bool tree = false);
@@ -146,7 +148,7 @@ class Evaluation {
   const Knowledge& known_;
   const PassCosts& costs_;
   int rows_, drafting_ = 0;
-  double overhead_, goes_on_;
+  double overhead_, goes_on_, hope_ = 0.0;
   bool trees_;
   std::vector<Survival> survivals_, sums_;  // by pair; sums_[d]: kept of d drafted tokens
   std::vector<const RowRecord*> records_;   // of the drafting rows
