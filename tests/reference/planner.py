@@ -3,8 +3,10 @@ planner, for rows in general that all follow one plan."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from operator import mul
 from typing import NamedTuple
 
 from cascade_engine.policy.plans import PLAIN, Plan
@@ -67,8 +69,6 @@ class Estimate(NamedTuple):
     plan: Plan
     tokens: float
     seconds: float
-    reviews: float
-    """Reviews that the estimate of its tokens rests on."""
 
     @property
     def rate(self) -> float:
@@ -79,7 +79,8 @@ class Estimate(NamedTuple):
 class Planner:
     """One look at what is known, at a number of rows that share passes.
 
-    `overhead` seconds are spent around each pass.
+    `overhead` seconds are spent around each pass. Acceptance is taken to be `hope` standard
+    deviations better than it seems.
     """
 
     def __init__(
@@ -90,9 +91,11 @@ class Planner:
         rows: int,
         overhead: float,
         trees: bool,
+        hope: float = 0.0,
     ) -> None:
         self._known, self._neural, self._costs = knowledge, neural, costs
         self._rows, self._overhead, self._trees = rows, overhead, trees
+        self._hope = hope
         self._seconds: dict[tuple[int, int, bool], float] = {}
         self._reaches = [costs.reach(level, rows) for level in range(neural)]
         self._goes_on = 1.0 - min(knowledge.ended / knowledge.emitted, 0.5)
@@ -110,11 +113,11 @@ class Planner:
 
     def _candidates(self) -> Iterator[Estimate]:
         n = self._neural
-        yield Estimate(PLAIN, 1.0, self._pass(0, 1), 1e9)
-        sums, reviews = self._sum(0, n), self._known.ends[0, n].reviews
+        yield Estimate(PLAIN, 1.0, self._pass(0, 1))
+        sums = self._sum(0, n)
         for tail in TAILS:
             seconds = self._pass(n, tail) + self._pass(0, tail + 1)
-            yield Estimate(Plan(tail=tail), 1.0 + sums[tail], seconds, reviews)
+            yield Estimate(Plan(tail=tail), 1.0 + sums[tail], seconds)
         if self._trees:
             yield from self._lone_trees()
         for drafter in range(1, n):
@@ -130,31 +133,27 @@ class Planner:
         n, gains = self._neural, self._known.trees[0]
         kept = [0.0, *accumulate(self._known.ends[0, n].survival()[1:])]
         prior = [kept[min(size, 16)] + lift for size, lift in zip(SIZES, TREE_LIFT, strict=True)]
-        means = gains.means(prior)
+        means = self._hoped_means(gains, prior)
         for i, nodes in enumerate(SIZES):
             seconds = self._pass(n, nodes, True) + self._pass(0, nodes + 1, True)
             yield Estimate(
                 Plan(nodes=nodes),
                 1.0 + means[i] * self._goes_on ** (0.5 * means[i]),
                 seconds,
-                gains.evidence(i),
             )
 
     def _neural_plans(
         self, drafter: int, second: int, second_tokens: int, width: int
     ) -> Iterator[Estimate]:
         """All lengths; then tails and trees behind the best of them."""
-        known = self._known.ends
-        process, seconds, reviews = self._writing(drafter, width)
+        process, seconds = self._writing(drafter, width)
         if second:
-            inner, low, reviews = self._writing(second, width)
+            inner, low = self._writing(second, width)
             count = inner.reviews[second_tokens]
-            kept = known[drafter, second].survival()[: round(count * inner.mean) + 1]
+            kept = self._hoped(drafter, second)[: round(count * inner.mean) + 1]
             process = renewal(kept, LENGTHS[-1])
             seconds = count * low + self._around + self._pass(drafter, len(kept))
-            reviews = min(reviews, known[drafter, second].reviews)
         sums = self._sum(0, drafter)
-        reviews = min(reviews, known[0, drafter].reviews)
         best, options = None, {}
         for tokens in LENGTHS:
             length, spent = (
@@ -165,7 +164,6 @@ class Planner:
                 Plan(drafter, tokens, second, second_tokens, width),
                 1.0 + partial_sum(sums, length),
                 spent + self._pass(0, round(length) + 1),
-                reviews,
             )
             options[tokens] = each, length, spent
             if best is None or each.rate > best.rate:
@@ -177,13 +175,13 @@ class Planner:
 
     def _confident_plans(self, drafter: int, width: int) -> Iterator[Estimate]:
         """Drafts of up to so many tokens that may end earlier."""
-        ends, seen = self._known.ends[0, drafter], self._known.confident[drafter, int(width > 0)]
-        process, _, reviews = self._writing(drafter, width)
+        seen = self._known.confident[drafter, int(width > 0)]
+        process, _ = self._writing(drafter, width)
         guess = GUESS / (seen.kept.reviews + GUESS)
         chain, going, keeps = (
-            self._chance(0, drafter),
+            self._hoped(0, drafter),
             seen.drafted.survival(),
-            seen.kept.survival(),
+            hoped(seen.kept.survival(), seen.kept, self._hope),
         )
         tokens, length, spent = 1.0, 0.0, self._around
         for d in range(1, LENGTHS[-1] + 1):
@@ -204,43 +202,44 @@ class Planner:
                     Plan(drafter, d, width=width, min_confidence=1.0),
                     tokens,
                     spent + self._pass(0, max(round(length), 1) + 1),
-                    min(reviews, max(seen.kept.reviews, ends.reviews)),
                 )
 
     def _longer(self, drafted: Estimate, length: float, spent: float) -> Iterator[Estimate]:
         """A statistical tail, or a tree, behind a neural draft."""
         n, plan = self._neural, drafted.plan
-        reached = partial_sum(self._chance(0, plan.drafter), length)
+        reached = partial_sum(self._hoped(0, plan.drafter), length)
         tails = self._sum(0, n)
         for tail in LATER_TAILS:
             seconds = spent + self._pass(n, tail) + self._pass(0, round(length) + tail + 1)
             tokens = drafted.tokens + reached * tails[tail]
-            yield Estimate(plan._replace(tail=tail), tokens, seconds, drafted.reviews)
+            yield Estimate(plan._replace(tail=tail), tokens, seconds)
         if not self._trees:
             return
         gains = self._known.trees[plan.drafter]
         kept = sum(self._known.ends[0, n].survival()[1:5])
         general = partial_sum(self._known.ends[0, plan.drafter].survival(), length)
         prior = [general * kept + (1.2 - general) * lift for lift in TREE_LIFT]
-        means = gains.means(prior)
+        means = self._hoped_means(gains, prior)
         for i, nodes in enumerate(SIZES[:3]):
             if nodes > length + 2.0:
                 tokens = drafted.tokens + means[i]
                 seconds = spent + self._pass(n, nodes, True) + self._pass(0, nodes + 1, True)
-                reviews = min(drafted.reviews, gains.evidence(i))
-                yield Estimate(plan._replace(nodes=nodes, siblings=2), tokens, seconds, reviews)
+                yield Estimate(plan._replace(nodes=nodes, siblings=2), tokens, seconds)
 
-    def _writing(self, level: int, width: int) -> tuple[Renewal, float, float]:
-        """How a level writes with statistical drafts of `width`; seconds of one review, and how
-        many it is known from."""
+    def _hoped_means(self, gains: TreeGains, prior: Sequence[float]) -> list[float]:
+        spreads = [0.5 / math.sqrt(gains.evidence(i) + 1.0) for i in range(len(SIZES))]
+        pairs = zip(gains.means(prior), spreads, strict=True)
+        return [(1.0 + mean) * (1.0 + self._hope * spread) - 1.0 for mean, spread in pairs]
+
+    def _writing(self, level: int, width: int) -> tuple[Renewal, float]:
+        """How a level writes with statistical drafts of `width`; seconds of one review."""
         n = self._neural
         seconds = self._pass(level, width + 1) + (self._pass(n, width) if width else 0.0)
         # All passes in one go, and nothing around each of them.
         seconds -= (2.0 if width else 1.0) * self._around
         if not width:  # drafts on its own
-            return renewal([1.0], LENGTHS[-1]), seconds, 1e9
-        ends = self._known.ends[level, n]
-        return renewal(ends.survival()[: width + 1], LENGTHS[-1]), seconds, ends.reviews
+            return renewal([1.0], LENGTHS[-1]), seconds
+        return renewal(self._hoped(level, n)[: width + 1], LENGTHS[-1]), seconds
 
     @property
     def _around(self) -> float:
@@ -275,15 +274,26 @@ class Planner:
         through = [below * above for below, above in pairs]
         return [s + share * (t - s) for s, t in zip(survival, through, strict=True)]
 
+    def _hoped(self, level: int, source: int) -> list[float]:
+        return hoped(self._chance(level, source), self._known.ends[level, source], self._hope)
+
     def _sum(self, level: int, source: int) -> list[float]:
         """[d]: expected kept tokens of d drafted ones."""
         found = self._sums.get((level, source))
         if found is None:
-            survival = self._chance(level, source)
+            survival = self._hoped(level, source)
             if level == 0:
                 survival = [kept * self._goes_on**d for d, kept in enumerate(survival)]
             found = self._sums[level, source] = [0.0, *accumulate(survival[1:])]
         return found
+
+
+def hoped(survival: Sequence[float], ends: Ends, hope: float) -> list[float]:
+    """Where rejections, at each depth, come as much less often as their count may deceive."""
+    factor = math.exp(-hope / math.sqrt(sum(ends.rejected) + 1.0))
+    pairs = pairwise(survival)
+    keeps = (1.0 - factor * (1.0 - after / max(before, 1e-9)) for before, after in pairs)
+    return [1.0, *accumulate(keeps, mul)]
 
 
 class Renewal(NamedTuple):
