@@ -8,28 +8,17 @@ from typing import NamedTuple
 
 from cascade_engine.policy.base import (
     Action,
-    Draft,
     LevelSet,
     OutputSeen,
     Review,
-    ReviewSeen,
-    RowSeen,
     RowState,
-    SegmentsSeen,
-    VerdictSeen,
 )
 from cascade_engine.policy.budget import TrialBudget
+from cascade_engine.policy.counting import PassCounts
 from cascade_engine.policy.lenience import adapted
 from cascade_engine.policy.memory import load, save
-from cascade_engine.policy.pace import Around, Pace
-from cascade_engine.policy.planning import (
-    Estimate,
-    Knowledge,
-    PassCosts,
-    Planner,
-    RowRecord,
-    row_bucket,
-)
+from cascade_engine.policy.pace import Pace
+from cascade_engine.policy.planning import Estimate, Planner, RowRecord, row_bucket
 from cascade_engine.policy.plans import PLAIN, Plan
 from cascade_engine.policy.surprise import Surprise, fading
 
@@ -42,11 +31,6 @@ REFRESH = 16, 128
 """
 STALL = 10.0
 """Times the expected, beyond which the seconds of a step are not the plan's."""
-COLD = 3.0
-"""Times the expected, beyond which the seconds of a level's first pass are not what passes take: it
-touches the level's memory for the first time."""
-BEHIND = 8
-"""Tokens that a draft may have to read first in a pass that tells what it costs."""
 FIRST_SAVE = 12
 """Reviews before what was learnt is first written down; then at each doubling."""
 
@@ -61,7 +45,7 @@ class Limits(NamedTuple):
     max_lenience: float
 
 
-class CascadeLearner:
+class CascadeLearner(PassCounts):
     """`AutoCascade` in one engine: a Policy and the Listener it learns by. No tensors.
 
     One plan is in force; the rows where it pays follow it, the others decode plainly in the same
@@ -69,31 +53,21 @@ class CascadeLearner:
     """
 
     def __init__(self, levels: LevelSet, limits: Limits, path: Path | None = None) -> None:
-        self.costs = PassCosts(list(levels.weight_bytes))
+        super().__init__(levels)
         self.lenience = 1.0
         self.note: str | None = None
         """Why the file of what was learnt earlier was not used."""
-        self._neural, self._key, self._path = levels.neural, levels.key, path
+        self._key, self._path = levels.key, path
         self._lenient, self._timer = limits.max_lenience, levels.clock
-        self._known = Knowledge(levels.neural)
         self._planner = Planner(self._known, self.costs, limits.trees)
-        self._pace, self._around = Pace(PLAIN_STEPS), Around()
-        self._estimate = self._best = Estimate(PLAIN)
-        """In force; and the best, which a trial puts off."""
-        self._plan = PLAIN
+        self._pace = Pace(PLAIN_STEPS)
+        self._best = self._estimate
+        """Which a trial puts off."""
         self._some = False
         """Rows differ in whether they follow the plan."""
-        self._records: list[RowRecord] = []
-        """Of the rows of the last review."""
-        self._bucket = self._rows = 1
-        self._steps = self._reviews = self._faded = 0
+        self._bucket = 1
+        self._steps = self._faded = 0
         self._clock = 0.0
-        self._steady = True
-        """The step so far did nothing but what the plan asks for."""
-        self._cold = set(range(levels.neural + 1))
-        """Levels that have not run yet."""
-        self._warming = False
-        """A level's first pass was part of the step, and took long."""
         self._surprise = Surprise()
         self._next_refresh = REFRESH[0]
         self._trying, self._usual = False, 0.0
@@ -118,76 +92,6 @@ class CascadeLearner:
     @property
     def listening(self) -> bool:
         return self._pace.listening
-
-    def drafted(self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float) -> None:
-        if level < self._neural:
-            self._drafted_alone(level, drafts, seconds)
-            return
-        tokens = 0
-        for _, action in drafts:
-            tokens += action.nodes or action.tokens
-        self._passed(level, len(drafts), tokens, seconds, drafts[0][1].nodes > 0)
-
-    def _drafted_alone(
-        self, level: int, drafts: Sequence[tuple[RowSeen, Draft]], seconds: float
-    ) -> None:
-        """As many reviews of nothing, a token of each row to a pass; but what the level had yet to
-        read of the rows is read in the first."""
-        self._around.passed(len(drafts), seconds)
-        behind = False
-        for row, action in drafts:
-            record = self._record(row)
-            behind = behind or row.length - action.tokens - record.read[level] > BEHIND
-            self._known.drafted(record, level, self._neural, 0, 0, row.length)
-        if behind:
-            self._steady = False
-            return
-        tokens = sum(action.tokens for _, action in drafts)
-        for drafted in range(max(action.tokens for _, action in drafts)):
-            rows = sum(action.tokens > drafted for _, action in drafts)
-            self._observe(level, rows, rows, seconds * rows / tokens)
-            if self._warming:
-                break
-
-    def reviewed(
-        self,
-        level: int,
-        rows: Sequence[RowSeen],
-        items: Sequence[ReviewSeen],
-        verdicts: Sequence[VerdictSeen],
-        fed: int,
-        seconds: float,
-    ) -> None:
-        self._passed(level, len(rows), fed, seconds, items[0].tree is not None)
-        if not level:
-            self._count_target(rows, items, verdicts)
-            return
-        plan = self._plan
-        source = plan.second if level == plan.drafter and plan.second else self._neural
-        for row, item, verdict in zip(rows, items, verdicts, strict=True):
-            drafted, record = item.length - item.frontier, self._record(row)
-            self._known.drafted(record, level, source, verdict.num_accepted, drafted, row.length)
-
-    def drafted_segments(self, level: int, rows: Sequence[RowSeen], drafted: SegmentsSeen) -> None:
-        """What is spent around the passes is spent once."""
-        for each in drafted.proposals:
-            if each.seconds:
-                self._observe(self._neural, each.rows, max(each.tokens, 1), each.seconds)
-        behind = False
-        for row, segment in zip(rows, drafted.rows, strict=True):
-            length, record = row.length, self._record(row)
-            length -= sum(segment.accepted) + len(segment.accepted)
-            behind = behind or length - record.read[level] > BEHIND
-            for proposed, kept in zip(segment.proposed, segment.accepted, strict=True):
-                length += kept + 1
-                self._known.drafted(record, level, self._neural, kept, proposed, length)
-        for i, each in enumerate(drafted.reviews):
-            if i or not behind:
-                self._observe(level, each.rows, each.tokens, each.seconds)
-        self._steady = self._steady and not behind
-        self._around.passed(
-            len(rows), sum(e.seconds for e in (*drafted.proposals, *drafted.reviews))
-        )
 
     def stepped(
         self, outputs: Sequence[OutputSeen], seconds: float, prefill_seconds: float
@@ -216,67 +120,6 @@ class CascadeLearner:
         self._decide(bucket, tokens, seconds)
         self._warming = False
         pace.heard(self._steps, self._rows, seconds, self._plan is PLAIN, self._trying)
-
-    # Counting
-
-    def _passed(self, level: int, rows: int, tokens: int, seconds: float, tree: bool) -> None:
-        self._observe(level, rows, tokens, seconds, tree)
-        self._around.passed(rows, seconds)
-
-    def _observe(
-        self, level: int, rows: int, tokens: int, seconds: float, tree: bool = False
-    ) -> None:
-        if level in self._cold:
-            self._cold.discard(level)
-            if seconds > COLD * self.costs.seconds(level, rows, tokens, tree):
-                self._warming, self._steady = True, False
-                return
-        self.costs.observe(level, rows, tokens, seconds, tree)
-
-    def _record(self, row: RowSeen) -> RowRecord:
-        if row.record is None:
-            row.record = RowRecord(self._neural)
-        return row.record
-
-    def _count_target(
-        self,
-        rows: Sequence[RowSeen],
-        items: Sequence[ReviewSeen],
-        verdicts: Sequence[VerdictSeen],
-    ) -> None:
-        self._rows = len(rows)
-        records = []
-        for row, item, verdict in zip(rows, items, verdicts, strict=True):
-            start, end, tree = item.frontier, item.length, item.tree
-            fresh, record = row.record is None, self._record(row)
-            if fresh and start == end and tree is None:
-                self._steady = False  # its prompt was read in the same pass
-            records.append(record)
-            kept, nodes, ranks = verdict.num_accepted, 0, ()
-            if tree is not None:
-                kept = 0
-                for node in verdict.path:
-                    if node != kept or kept >= end - start:
-                        break
-                    kept += 1
-                nodes, ranks = len(tree), tree.ranks(verdict.path)
-            self._known.reviewed(record, self._estimate, start, end, kept, nodes, ranks, row.length)
-        self._records = records
-        self._reviews += len(rows)
-
-    def _count_outputs(self, outputs: Sequence[OutputSeen]) -> int:
-        """The tokens of a step; rows that ended are no longer planned for."""
-        tokens = ended = 0
-        for out in outputs:
-            tokens += len(out.pieces)
-            ended += out.finish_reason is not None
-        if ended:
-            self._known.ended += ended
-            if ended < len(outputs) == len(self._records):
-                pairs = zip(self._records, outputs, strict=True)
-                self._records = [r for r, out in pairs if out.finish_reason is None]
-        self._known.emitted += tokens
-        return tokens
 
     # Planning
 

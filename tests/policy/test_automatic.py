@@ -48,14 +48,16 @@ HARD, EASY = Regime((0.02,), 0.0, 0.02), Regime((0.95,), 0.9, 0.9)
 
 
 def test_random_worlds_against_the_best_fixed_setting() -> None:
-    """2,000 tokens, begun cold. In single worlds the best is hard to tell from the next ones."""
+    """2,000 tokens, begun cold, over two texts: of single ones the share deviates by 0.02 to 0.08.
+    The best is hard to tell from the next ones."""
     shares = []
     for seed, best in enumerate(BEST):
         world = random_world(seed)
         fixed = fixed_settings(world.neural - 1)[best]
-        shares.append(throughput(world, AUTO, [seed]) / throughput(world, fixed, [seed]))
-    assert statistics.fmean(shares) >= 0.985, sorted(shares)
-    assert min(shares) >= 0.78, sorted(shares)
+        shares.append(throughput(world, AUTO, texts(seed)) / throughput(world, fixed, texts(seed)))
+    assert statistics.fmean(shares) >= 0.992, sorted(shares)
+    assert sum(share < 0.94 for share in shares) <= 6, sorted(shares)
+    assert min(shares) >= 0.8, sorted(shares)
 
 
 @pytest.mark.parametrize("seed", [2, 14])
@@ -73,8 +75,8 @@ def test_adversarial_worlds_against_plain_decoding() -> None:
     for seed in range(20):
         world = adversarial_world(seed)
         shares.append(throughput(world, AUTO, [seed]) / throughput(world, PlainDecoding(), [seed]))
-    assert statistics.fmean(shares) >= 0.97, sorted(shares)
-    assert min(shares) >= 0.96, sorted(shares)
+    assert statistics.fmean(shares) >= 0.99, sorted(shares)
+    assert min(shares) >= 0.97, sorted(shares)
 
 
 @pytest.mark.parametrize("regimes", [(HARD,), (EASY,)])
@@ -82,7 +84,7 @@ def test_rows_share_passes(regimes: tuple[Regime, ...]) -> None:
     """Eight rows: wide reviews get dear, and what pays for one row need not pay here."""
     world = World((1.0, 0.1), regimes, token_cost=0.02, knee=16, beyond=0.05)
     plain = throughput(world, PlainDecoding(), [1], 400, 8)
-    assert throughput(world, AUTO, [1], 400, 8) >= (0.96 if regimes == (HARD,) else 1.8) * plain
+    assert throughput(world, AUTO, [1], 400, 8) >= (0.98 if regimes == (HARD,) else 1.8) * plain
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -181,6 +181,16 @@ def test_a_kind_of_plan_that_gives_less_than_it_should_is_left() -> None:
     assert look(planner, rows).kind == first.kind
 
 
+def test_what_a_draft_has_yet_to_read_is_charged_to_its_plans() -> None:
+    known, costs = prepared()
+    row = decoded(0.9, known)
+    known.reviewed(row, Estimate(Plan()), 9999, 9999, 0, 0, (), 10000)
+    planner = Planner(known, costs, False)
+    assert look(planner, [row]).plan[0] == 0
+    known.drafted(row, 1, 2, 0, 0, 10000)
+    assert look(planner, [row]).plan[0] == 1
+
+
 def test_levels_that_are_not_there() -> None:
     known = Knowledge(2)
     for level, source in ((0, 3), (1, 1), (-1, 0)):
