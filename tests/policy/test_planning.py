@@ -125,6 +125,7 @@ def test_a_row_that_keeps_what_rows_keep_is_a_row_in_general() -> None:
     assert known.hazard(rows[0.0], 0, 1) > 1.8
     assert 0.6 < known.hazard(rows[0.75], 0, 1) < 1.4
     assert known.hazard(rows[0.97], 0, 1) < 0.6
+    assert known.hazard(decoded(1.0, known), 0, 1) == 0.5  # at the least
     assert known.survival(rows[0.0], 0, 1)[1] < general[1]
 
 
