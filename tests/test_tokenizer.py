@@ -117,10 +117,10 @@ def test_a_token_costs_the_same_wherever_it_stands(tmp_path: Path) -> None:
     def quarters() -> list[float]:
         stream, seconds = tokenizer.stream_decoder(), []
         for start in range(0, len(ids), 10_000):
-            begin = time.perf_counter()
+            begin = time.process_time()
             for token in ids[start : start + 10_000]:
                 stream.push([token])
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(time.process_time() - begin)
         return seconds
 
     best = [min(each) for each in zip(*(quarters() for _ in range(4)), strict=True)]
