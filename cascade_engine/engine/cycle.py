@@ -52,7 +52,7 @@ class Cycle:
         self._learner: Learner | None = None
         self._contexts = [level.context for level in neural]
         self._kept: list[StepOutput] = []
-        """Outputs of a step that raised."""
+        """Outputs of a step that raised, or whose listeners did."""
         self._apart = False
         """The last step was for new rows alone."""
 
@@ -110,8 +110,6 @@ class Cycle:
             if self._passes.error is not None:
                 error, self._passes.error = self._passes.error, None
                 raise error
-            outputs, self._kept = self._kept, []
-            return outputs
         except DecodingError as error:
             self._forget(error.request_ids)
             raise
@@ -122,6 +120,8 @@ class Cycle:
             self.audience.watcher.stepped(begin, seconds)
             for listener in self.audience.listeners:
                 listener.stepped(emitted, seconds, self.stats.prefill_seconds - prefill)
+        outputs, self._kept = self._kept, []
+        return outputs
 
     def _step(self, policy: Policy) -> list[StepOutput]:
         self.roster.admit()

@@ -124,7 +124,8 @@ class Engine(StepEngine):
         return [Generation.of(replace(out, pieces=pieces[key])) for key, out in last.items()]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """Decodes one sample token by token, as the iterator is asked for them."""
+        """Decodes one sample token by token, as the iterator is asked for them. One left
+        before its end must be closed, or its request runs on with the others."""
         request_id = self._fresh_id()
         rows = self._new_rows(prompt, params, request_id)
         if len(rows) != 1:

@@ -15,7 +15,7 @@ from cascade_engine.engine.results import Batching, Capacity, StepOutput
 from cascade_engine.engine.row import Row
 from cascade_engine.engine.tracing import Tracing
 from cascade_engine.engine.watching import Watcher
-from cascade_engine.errors import CapacityError, RequestError
+from cascade_engine.errors import CapacityError, DecodingError, RequestError
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import (
     Learner,
@@ -61,6 +61,8 @@ class StepEngine:
         self._rows = loaded.rows
         self._directory = loaded.directory
         self._undelivered: list[StepOutput] = []
+        self._failures: list[DecodingError] = []
+        """Of requests that `step_for` was not asked for, or whose outputs it gives out first."""
         self._request_numbers = itertools.count()
         self.level_set = LevelSet(
             len(self.neural),
@@ -139,13 +141,14 @@ class StepEngine:
         return request_id
 
     def has_work(self) -> bool:
-        """Whether a request is waiting or running, or an output is waiting to be delivered."""
-        return bool(self._cycle.has_work() or self._undelivered)
+        """Whether a request is waiting or running, or an output or error is yet to be delivered."""
+        return bool(self._cycle.has_work() or self._undelivered or self._failures)
 
     def abort(self, request_id: str) -> bool:
         """Drops a request, frees what it holds and delivers no more of it; False if no such request
         waits or runs."""
         self._undelivered = [out for out in self._undelivered if out.request_id != request_id]
+        self._failures = [e for e in self._failures if e.request_ids != [request_id]]
         return self._cycle.drop(request_id)
 
     def fork(self, request_id: str, n: int) -> list[int]:
@@ -206,16 +209,29 @@ class StepEngine:
 
         Raises DecodingError, once, when requests had to be dropped; nothing of the others is lost.
         """
+        if self._failures:
+            raise self._failures.pop(0)
         outputs = self._cycle.step(self._running)
         delivered, self._undelivered = self._undelivered, []
         return delivered + outputs
 
     def step_for(self, request_ids: Collection[str]) -> list[StepOutput]:
-        """`step`, giving out these requests' outputs alone; the others' are kept until they are
-        asked for."""
-        outputs = self.step()
+        """`step`, giving out these requests' outputs and errors alone; the others' are kept until
+        they are asked for."""
+        if not any(each in request_ids for error in self._failures for each in error.request_ids):
+            failures, self._failures = self._failures, []
+            try:
+                self._undelivered = self.step()
+            except DecodingError as error:
+                failures.append(error)
+            finally:
+                self._failures = failures
+        outputs = self._undelivered
         self._undelivered = [out for out in outputs if out.request_id not in request_ids]
-        return [out for out in outputs if out.request_id in request_ids]
+        asked = [out for out in outputs if out.request_id in request_ids]
+        if not asked:
+            self._raise_failure_of(request_ids)
+        return asked
 
     def clear_cache(self) -> None:
         """Forgets the caches that finished requests left for later ones."""
@@ -230,6 +246,17 @@ class StepEngine:
         self._cycle.check_integrity()
 
     # Inside
+
+    def _raise_failure_of(self, request_ids: Collection[str]) -> None:
+        for error in self._failures:
+            failed = [each for each in error.request_ids if each in request_ids]
+            if failed:
+                self._failures.remove(error)
+                others = [each for each in error.request_ids if each not in request_ids]
+                if others:
+                    self._failures.append(DecodingError(str(error), others))
+                error.request_ids = failed
+                raise error
 
     def _stop_tracing(self) -> None:
         self._cycle.set_watcher(Watcher())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from cascade_engine import Engine, PlainDecoding, SamplingParams
 from cascade_engine.errors import CapacityError, DecodingError, RequestError
+from cascade_engine.policy import Listener
 from tests.data import data_path
 
 PROMPT = [1, *range(300, 320)]
@@ -199,3 +202,57 @@ def test_nothing_of_an_aborted_request_is_delivered(engine: Engine) -> None:
         for out in engine.step():
             tokens[out.request_id] = tokens.get(out.request_id, 0) + len(out.token_ids)
     assert tokens == {"stays": 30}
+
+
+def test_a_failure_reaches_its_own_request_alone(engine: Engine) -> None:
+    """Breaks when `generate` gives up for another request's error, or when a stream whose request
+    failed in somebody else's step waits for it for ever."""
+
+    def broken(tokens: Sequence[int]) -> list[int] | None:
+        return [] if len(tokens) > len(PROMPT) + 2 else None
+
+    good = SamplingParams(max_tokens=9, ignore_eos=True)
+    bad = SamplingParams(max_tokens=9, ignore_eos=True, allowed_tokens=broken)
+    alone = engine.generate([PROMPT], good)[0].token_ids
+    stream = engine.stream(PROMPT, bad)
+    request_id = engine.add_request(PROMPT, bad)
+    assert engine.generate([PROMPT], good)[0].token_ids == alone
+    assert [piece.token_id for piece in itertools.islice(stream, 3)] == alone[:3]
+    with pytest.raises(DecodingError, match="allows no token"):
+        next(stream)
+    assert engine.has_work()
+    tokens: list[int] = []
+    errors: list[DecodingError] = []
+    while engine.has_work():
+        try:
+            tokens += [each for out in engine.step() for each in out.token_ids]
+        except DecodingError as error:
+            errors.append(error)
+    assert tokens == alone[:3]
+    assert [error.request_ids for error in errors] == [[request_id]]
+    engine.add_request(PROMPT, SamplingParams(allowed_tokens=lambda tokens: []), "at once")
+    engine.generate([PROMPT], good)
+    assert engine.has_work()
+    with pytest.raises(DecodingError, match="allows no token"):
+        engine.step()
+    assert not engine.has_work()
+    engine.check_integrity()
+
+
+def test_a_listener_that_raises_loses_no_token(engine: Engine) -> None:
+    class Broken(Listener):
+        def stepped(self, *args: Any) -> None:
+            raise ArithmeticError
+
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    alone = engine.generate([PROMPT], params)[0].token_ids
+    engine.add_request(PROMPT, params)
+    broken = Broken()
+    engine.listeners.append(broken)
+    with pytest.raises(ArithmeticError):
+        engine.step()
+    engine.listeners.remove(broken)
+    tokens: list[int] = []
+    while engine.has_work():
+        tokens += [each for out in engine.step() for each in out.token_ids]
+    assert tokens == alone
