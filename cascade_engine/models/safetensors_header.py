@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 from cascade_engine.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
+LFS_POINTER = b"version "
+"""How the text begins that Git leaves in the place of large files; too long for a header."""
 MAX_TENSORS = 100_000
 MAX_BYTES = 2**63 - 1
 # Bits per element of every type that the format knows.
@@ -76,7 +78,10 @@ def _read_bytes(file: Path, stream: BinaryIO, size: int) -> tuple[int, bytes]:
     """Where the data starts, and the header's bytes."""
     if size < 8:
         raise violation(file, "file length", "at least 8 bytes", size)
-    length = int.from_bytes(stream.read(8), "little")
+    first = stream.read(8)
+    if first == LFS_POINTER:
+        raise violation(file, "file", "weights", "a Git LFS pointer to them (run git lfs pull)")
+    length = int.from_bytes(first, "little")
     if length > MAX_HEADER_BYTES:
         raise violation(file, "header length", f"at most {MAX_HEADER_BYTES} bytes", length)
     if length > size - 8:

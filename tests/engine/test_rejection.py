@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cascade_engine import AutoCascade, Engine, FixedCascade, PlainDecoding, SamplingParams
-from cascade_engine.engine import row as engine_row
+from cascade_engine.engine import items as engine_items
 from cascade_engine.errors import RequestError
 from cascade_engine.levels import DraftItem, Rejection
 from cascade_engine.policy import Policy
@@ -102,9 +102,9 @@ def test_shared_noise_would_show(
     """The test above has the power to see a wrong rule: here the target draws from the residual
     with the uniform that the draft was drawn with."""
     monkeypatch.setattr(
-        engine_row, "Rejection", lambda number, keeps, trunk: Rejection(0, keeps, trunk)
+        engine_items, "Rejection", lambda number, keeps, trunk: Rejection(0, keeps, trunk)
     )
-    monkeypatch.setattr(engine_row, "DraftItem", lambda *item: DraftItem(*item[:4], reviews=0))
+    monkeypatch.setattr(engine_items, "DraftItem", lambda *item: DraftItem(*item[:4], reviews=0))
     assert excess(FixedCascade([[4, 0], [0, 0]]), law) > 20
 
 

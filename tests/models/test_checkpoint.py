@@ -44,6 +44,12 @@ def test_expect_refuses(tmp_path: Path, shapes: Any, message: str) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_pointer_of_git_lfs_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"found a Git LFS pointer .*run git lfs pull"):
+        Checkpoint.open(tmp_path)
+
+
 def test_expect_refuses_integers(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, {"w": torch.ones(3, 4, dtype=torch.int8)})
     with pytest.raises(CheckpointError, match=r"expected dtype F32 or F16 or BF16, found I8 \[3,"):
