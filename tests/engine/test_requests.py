@@ -182,6 +182,32 @@ def test_a_fork_is_no_sample_that_there_was(engine: Engine) -> None:
     assert [got[index] for index in (3, 4, 5)] == [alone[i].token_ids for i in (3, 4, 5)]
 
 
+def test_a_fork_finds_a_stop_that_began_before_it(engine: Engine) -> None:
+    """Breaks when a fork's search for stops starts with its own first token."""
+
+    def fork(**options: Any) -> tuple[str, str, list[int], int | str | None]:
+        """The text up to the fork, the fork's, its tokens, and what ended it."""
+        params = SamplingParams(max_tokens=20, temperature=1.0, seed=5, ignore_eos=True, **options)
+        request_id = engine.add_request(PROMPT, params)
+        outputs = [out for _ in range(5) for out in engine.step()]
+        begun = "".join(out.text for out in outputs)
+        assert engine.fork(request_id, 1) == [1]
+        while engine.has_work():
+            outputs += engine.step()
+        forked = [out for out in outputs if out.index == 1]
+        tokens = [token for out in forked for token in out.token_ids]
+        return begun, "".join(out.text for out in forked), tokens, forked[-1].stop
+
+    begun, rest, tokens, _ = fork()
+    stop = begun[-2:] + rest[:2]
+    assert len(stop) == 4
+    assert (begun + rest).index(stop) == len(begun) - 2
+    _, _, stopped, reason = fork(stop=[stop])
+    assert reason == stop
+    assert stopped == tokens[: len(stopped)]
+    assert len(stopped) < 4
+
+
 def test_what_cannot_be_forked(engine: Engine) -> None:
     with pytest.raises(RequestError, match="cannot fork 'nobody': no such request waits or runs"):
         engine.fork("nobody", 1)
