@@ -134,6 +134,7 @@ class NeuralLevel:
             else [],
             **self._rejections(items),
             runners_up=max((item.siblings for item in items), default=0),
+            logprobs=[item.slot for item in items if item.logprobs is not None],
         )
         verdicts = verdicts_of(self.backend, items, decided, logits, allowed)
         for item, (num_accepted, _, path) in zip(items, decided, strict=True):

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -221,9 +221,12 @@ class CpuBackend:
     def recorder(self) -> Recorder:
         return Recorder(self)
 
-    def accept(self, runners_up: int = 0, **arguments: Any) -> list[tuple[int, int, list[int]]]:
-        """The acceptance rule over rows of logits: see `_C.accept`. `runners_up`: what `siblings`
-        will be asked for; they need no preparation here."""
+    def accept(
+        self, runners_up: int = 0, logprobs: Sequence[int] = (), **arguments: Any
+    ) -> list[tuple[int, int, list[int]]]:
+        """The acceptance rule over rows of logits: see `_C.accept`. `runners_up` and `logprobs`:
+        what `siblings` and which rows `logprobs` will be asked for; they need no preparation
+        here."""
         return _C.accept(self.context, **arguments)
 
     def draft(self, **arguments: Any) -> list[int]:

@@ -249,8 +249,9 @@ class CudaBackend:
         return self._review.accept(**arguments)
 
     def logprobs(self, **arguments: Any) -> Any:
-        """Log-probabilities of tokens that a review left, computed on the host."""
-        return self._review.on_host("logprobs", **arguments)
+        """Log-probabilities of tokens that the last review left, which was asked for their rows:
+        computed on the host, from logits that came with what it decided."""
+        return self._review.logprobs(**arguments)
 
     def siblings(self, **arguments: Any) -> Any:
         """Runners-up of tokens that the last review left, which was asked for as many."""

@@ -23,28 +23,24 @@ REASONS = {
 
 class Decided(NamedTuple):
     """What acceptance leaves: `[4, rows]` accepted, own, lengths, path lengths; paths; and where
-    they are asked for probabilities of what rows gain, and runners-up."""
+    they are asked for probabilities of what rows gain, runners-up and logits."""
 
     numbers: torch.Tensor
     paths: torch.Tensor
     kept: torch.Tensor | None
     ranked: torch.Tensor | None
     """int32 `[2, rows, logits, count]`: tokens, and float32 their probabilities."""
+    logits: torch.Tensor | None
+    """float32 `[rows that ask, logits, vocab]`."""
 
     def fetched(self, run: Launcher) -> Decided:
         """The same on the host, in one copy."""
         parts = [part for part in self if part is not None]
         whole = run.fetch(torch.cat([part.view(torch.int32).view(-1) for part in parts]))
-        sizes = [part.numel() for part in parts]
-        copies = iter(
-            copy.view(part.dtype).view(part.shape)
-            for copy, part in zip(whole.split(sizes), parts, strict=True)
-        )
-        return Decided(
-            next(copies),
-            next(copies),
-            None if self.kept is None else next(copies),
-            None if self.ranked is None else next(copies),
+        copies = iter(whole.split([part.numel() for part in parts]))
+        return Decided._make(
+            None if part is None else next(copies).view(part.dtype).view(part.shape)
+            for part in self
         )
 
 
@@ -64,6 +60,8 @@ class CudaReview:
         self._rejections: dict[tuple[int, int], RejectionMemory] = {}
         self._ranked: tuple[list[int], torch.Tensor | None] = ([], None)
         """Rows of the last review, and its runners-up."""
+        self._brought: tuple[list[int], torch.Tensor | None] = ([], None)
+        """Rows of it that ask for log-probabilities, and their logits."""
 
     def accept(
         self,
@@ -84,9 +82,11 @@ class CudaReview:
         rejections: Sequence[tuple[int, bool, int]] = (),
         distributions: DeviceDistributions | None = None,
         runners_up: int = 0,
+        logprobs: Sequence[int] = (),
     ) -> list[tuple[int, int, list[int]]]:
-        """As `_C.accept`; finds `runners_up` for `siblings`, which comes next. Raises ValueError
-        when a row's logits allow no token, and leaves the rows as they were."""
+        """As `_C.accept`; finds `runners_up` for `siblings` and brings the logits of the rows
+        `logprobs` for `logprobs`, which come next. Raises ValueError when a row's logits allow no
+        token, and leaves the rows as they were."""
         needed = sum(end - begin + 1 for begin, end in zip(frontiers, lengths, strict=True))
         if logit_rows >= 0 and needed != logit_rows:
             raise ValueError(
@@ -173,8 +173,13 @@ class CudaReview:
             sizes = (2, shape.rows, shape.logits, count)
             ranked = torch.zeros(sizes, dtype=torch.int32, device=self._run.device)
             self._run("runners_up", chosen, count=count, tokens=ranked[0], probs=ranked[1])
-        decided = Decided(out, paths, kept, ranked).fetched(self._run)
+        brought = None
+        if logprobs:
+            each = _logits_of(program, logits).view(shape.rows, shape.logits, -1)
+            brought = torch.stack([each[rows.index(row), :, :vocab] for row in logprobs])
+        decided = Decided(out, paths, kept, ranked, brought).fetched(self._run)
         self._ranked = (list(rows), decided.ranked)
+        self._brought = (list(logprobs), decided.logits)
         num_accepted, owns, _, _ = decided.numbers.tolist()
         for n, own, frontier in zip(num_accepted, owns, frontiers, strict=False):
             if own < 0:
@@ -225,12 +230,25 @@ class CudaReview:
             )
         return ranked
 
-    def on_host(self, name: str, logits: int, **arguments: Any) -> Any:
-        """A native function of the CPU over a copy of the logits."""
-        program = self._program(logits)
-        buffer = next(i for i in range(len(program.buffers)) if program.data(i) == logits)
-        copy = program.read(buffer).contiguous()
-        return getattr(_C, name)(self._cpu.context, copy.data_ptr(), **arguments)
+    def logprobs(
+        self,
+        logits: int,
+        logits_stride: int,
+        rows: Sequence[int],
+        first_logit_rows: Sequence[int],
+        **arguments: Any,
+    ) -> list[list[tuple[float, list[tuple[int, float]]]]]:
+        """As `_C.logprobs`, of rows of the last review, which was asked for their logits."""
+        brought, copy = self._brought
+        assert copy is not None
+        return _C.logprobs(
+            self._cpu.context,
+            logits=copy.data_ptr(),
+            logits_stride=copy.stride(1),
+            rows=rows,
+            first_logit_rows=[brought.index(row) * copy.shape[1] for row in rows],
+            **arguments,
+        )
 
     def _program(self, logits: int) -> CudaProgram:
         for program in self.programs:
@@ -302,6 +320,13 @@ class CudaReview:
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch[name] = torch.zeros(size, dtype=dtype, device=self._run.device)
         return self._scratch[name]
+
+
+def _logits_of(program: CudaProgram, address: int) -> torch.Tensor:
+    """`[rows bucket * logits bucket, stride]` of the last pass."""
+    memory = next(b.memory for i, b in enumerate(program.buffers) if program.data(i) == address)
+    assert memory is not None
+    return memory[: program.shape.rows * program.shape.logits]
 
 
 def _rejecting(

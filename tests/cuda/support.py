@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from cascade_engine import _C
+from cascade_engine.ops import CudaBackend
 from cascade_engine.ops.launch import (
     ADD,
     ELEMENT,
@@ -240,6 +242,15 @@ def linear(
     return y.cpu()
 
 
+def cpu_function(backend: CudaBackend, name: str, logits: int, **arguments: Any) -> Any:
+    """What a native function of the CPU makes of the logits that a pass left on the device."""
+    program = backend._review._program(logits)
+    buffer = next(i for i in range(len(program.buffers)) if program.data(i) == logits)
+    copy = program.read(buffer).contiguous()
+    arguments |= {"logits": copy.data_ptr(), "logits_stride": copy.shape[1]}
+    return getattr(_C, name)(backend.context, **arguments)
+
+
 __all__ = [
     "ADD",
     "GEGLU",
@@ -249,5 +260,6 @@ __all__ = [
     "SWIGLU",
     "RecordingLauncher",
     "Rows",
+    "cpu_function",
     "linear",
 ]

@@ -4,6 +4,7 @@ whoever drafts, and wherever."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cascade_engine.levels.rows import Rejection
 from cascade_engine.levels.tree import TokenTree
 from cascade_engine.ops import CudaBackend, CudaSpeculation, Sampler
 from cascade_engine.ops.launch import Launcher
-from tests.cuda.support import BF16, RecordingLauncher
+from tests.cuda.support import BF16, RecordingLauncher, cpu_function
 from tests.cuda.test_backend import SHAPE, on, random_row
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
@@ -31,15 +32,13 @@ class HostJudged(CudaBackend):
     def distributions(self, rows: int, vocab: int) -> Any:
         return _C.DraftDistributions(rows, vocab)
 
-    def accept(self, runners_up: int = 0, **given: Any) -> list[tuple[int, int, list[int]]]:
-        program = self._review._program(given["logits"])
-        buffer = next(i for i in range(len(program.buffers)) if program.data(i) == given["logits"])
-        copy = program.read(buffer).contiguous()
-        given |= {"logits": copy.data_ptr(), "logits_stride": copy.shape[1]}
-        return _C.accept(self.context, **given)
+    def accept(
+        self, runners_up: int = 0, logprobs: Sequence[int] = (), **given: Any
+    ) -> list[tuple[int, int, list[int]]]:
+        return cpu_function(self, "accept", **given)
 
     def siblings(self, **arguments: Any) -> Any:
-        return self._review.on_host("siblings", **arguments)
+        return cpu_function(self, "siblings", **arguments)
 
 
 def make_level(run: Launcher, rows: int, kind: type[CudaBackend] = CudaBackend) -> NeuralLevel:

@@ -14,7 +14,7 @@ from cascade_engine.levels import NeuralLevel, Rejection, ReviewItem, TokenRows,
 from cascade_engine.ops import CudaBackend, Sampler
 from cascade_engine.ops.cuda_review import CudaReview
 from cascade_engine.ops.launch import Launcher
-from tests.cuda.support import BF16
+from tests.cuda.support import BF16, cpu_function
 from tests.cuda.test_backend import SHAPE, on, random_row
 from tests.cuda.test_speculation import DRAWN, MODEL, make_engine
 from tests.cuda.test_vertical import Calls
@@ -30,7 +30,7 @@ class Compared(CudaBackend):
 
     def siblings(self, **arguments: Any) -> Any:
         found = super().siblings(**arguments)
-        expected = self._review.on_host("siblings", **arguments)
+        expected = cpu_function(self, "siblings", **arguments)
         for ours, theirs in zip(found, expected, strict=True):
             for mine, other in zip(ours, theirs, strict=True):
                 assert [token for token, _ in mine] == [token for token, _ in other]
@@ -95,16 +95,20 @@ def test_a_filter_leaves_none(run: Launcher) -> None:
 def test_an_engine_keeps_its_tokens(
     run: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With branches beside what a draft writes; a review with them is one wait."""
+    """With branches beside what a draft writes, and log-probabilities of a row; a review with
+    them is one wait."""
     random_llama(tmp_path, 3, **{**MODEL, "num_hidden_layers": 2})
-    prompts = [[t % 40 for t in random_row(n)] for n in (9, 20)]
-    sampling, calls = SamplingParams(max_tokens=9, ignore_eos=True, **DRAWN), Calls(monkeypatch)
+    prompts = [[t % 40 for t in random_row(n)] for n in (9, 20, 5)]
+    wanted, calls = (None, 2, 1), Calls(monkeypatch)
+    sampling = [
+        SamplingParams(max_tokens=9, ignore_eos=True, logprobs=top, **DRAWN) for top in wanted
+    ]
     calls._wrap(monkeypatch, CudaReview, "siblings", lambda n, _: calls.rows.append((n, 0)))
     found = []
     for policy in (PlainDecoding(), FixedCascade([[3, 0], [0, 0]], tree=10, siblings=2)):
         calls.clear()
         engine = make_engine(tmp_path, run, monkeypatch, policy=policy, drafts=["self:1"])
-        found.append([g.token_ids for g in engine.generate(prompts, sampling)])
+        found.append([(g.token_ids, g.logprobs) for g in engine.generate(prompts, sampling)])
         engine.check_integrity()
         assert calls.waits == len(calls.of("accept"))
     assert found[0] == found[1]
