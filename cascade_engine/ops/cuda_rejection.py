@@ -74,6 +74,26 @@ class RowRejection:
             self._distributions.put(self._row, self._frontier + i, probs)
 
 
+def rejecting_rows(
+    samplers: Sequence[Any],
+    reviews: Sequence[tuple[int, int, int, tuple[int, bool, int]]],
+    distributions: DeviceDistributions | None,
+    vocab: int,
+) -> list[RowRejection | None]:
+    """Of reviews (row, frontier, length, rejection) those that reject."""
+    if distributions is None or distributions.vocab != vocab:
+        raise ValueError(
+            f"the rejection rule compares whole distributions over {vocab} tokens: pass such "
+            "distributions"
+        )
+    return [
+        RowRejection(distributions, row, begin, number, own, end - begin + 1 if keeps else 0)
+        if sampler.rejects
+        else None
+        for sampler, (row, begin, end, (number, keeps, own)) in zip(samplers, reviews, strict=True)
+    ]
+
+
 class RejectionMemory:
     """Of reviews of one shape, at addresses that stay: `passes` of them one after the other."""
 

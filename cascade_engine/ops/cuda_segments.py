@@ -18,7 +18,7 @@ from cascade_engine.ops.cuda_program import (
     bucket,
     logit_bucket,
 )
-from cascade_engine.ops.cuda_review import REASONS
+from cascade_engine.ops.cuda_review_data import REASONS
 from cascade_engine.ops.cuda_segment_action import (
     MAX_ROUNDS,
     Heard,

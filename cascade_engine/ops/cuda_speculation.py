@@ -27,7 +27,7 @@ from cascade_engine.ops.cuda_program import (
     logit_bucket,
 )
 from cascade_engine.ops.cuda_rejection import RowRejection
-from cascade_engine.ops.cuda_review import REASONS
+from cascade_engine.ops.cuda_review_data import REASONS
 from cascade_engine.ops.device_actions import DeviceActions, halves
 from cascade_engine.ops.launch import Launcher
 
