@@ -96,9 +96,9 @@ def test_sums_as_elements(run: Launcher, n: int, k: int) -> None:
 @pytest.mark.parametrize(("n", "k"), [(24, 448), (40, 72)])
 def test_bits_do_not_depend_on_the_number_of_rows(run: Launcher, n: int, k: int) -> None:
     """Split and unsplit shapes, every number of rows up to 64 and some beyond."""
-    x, weight = operands(80, n, k, BF16)
-    alone = torch.cat([linear(run, x[i : i + 1], weight) for i in range(80)])
-    for rows in [*range(2, 65), 80]:
+    x, weight = operands(1024, n, k, BF16)
+    alone = torch.cat([linear(run, x[i : i + 1], weight) for i in range(1024)])
+    for rows in [*range(2, 65), 80, 513, 1024]:
         assert_same_bits(linear(run, x[:rows], weight), alone[:rows], rows)
 
 
