@@ -53,6 +53,8 @@ def _run(args: argparse.Namespace) -> int:
     family = _family(args)
     check_options(args)
     _check_conversation(args)
+    if args.stats_json and not Path(args.stats_json).absolute().parent.is_dir():
+        raise RequestError(f"--stats-json {args.stats_json}: there is no such directory")
     text = None if args.interactive else _prompt(args, family)
     if args.trace is not None and args.endpoint is not None:
         raise RequestError("--trace shows what this engine does: leave it or --endpoint out")

@@ -129,6 +129,7 @@ def test_ctrl_c_ends_with_what_was_produced() -> None:
         (["--compress-weights", "on", "x"], "is loaded as float32: pass dtype='bfloat16'"),
         (["--chat-format", "morse", "--chat", "x"], "llama-2"),
         (["--prompt-file", "/no/such/file"], "No such file"),
+        (["--stats-json", "/no/such/x.json", "x"], "--stats-json /no/such/x.json: there is no"),
         (["--system", "Be brief.", "x"], "--system is for conversations: add --chat"),
         (["--chat-format", "plain", "x"], "--chat-format is for conversations: add --chat"),
         (["--interactive", "x"], "--interactive reads its turns line by line: leave the prompt"),

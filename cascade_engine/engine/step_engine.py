@@ -83,6 +83,11 @@ class StepEngine:
         a policy has learnt is there again when the same one is set again."""
         if isinstance(policy, (str, PathLike)):
             policy = named(policy, [level.name for level in self.neural])
+        if not callable(getattr(policy, "check", None)):
+            raise RequestError(
+                "policy must be 'auto', 'fixed', 'plain', a policy or a policy file, got "
+                f"{policy!r}"
+            )
         policy.check(len(self.neural))
         if policy == self._policy:
             return

@@ -71,6 +71,8 @@ def test_bad_requests(engine: Engine) -> None:
         RequestError, match="stop_token_ids names token 600; the vocabulary has 512"
     ):
         engine.generate("x", SamplingParams(stop_token_ids=[600]))
+    with pytest.raises(RequestError, match=r"policy must be 'auto', .*, got None"):
+        engine.set_policy(None)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="a stream has one sample"):
         engine.stream("x", SamplingParams(n=2, temperature=1.0))
     small = Engine.load(data_path("stories260k"), kv_cache_bytes=2 * 5 * 4 * 8 * 4 * 64, max_rows=1)
