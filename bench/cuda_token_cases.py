@@ -1,4 +1,5 @@
-"""The operations on tokens on a GPU: drafting, choosing and accepting (by either rule), commit.
+"""The operations on tokens on a GPU: drafting, choosing and accepting (by either rule), what was
+next to be chosen, commit.
 Their error is the share of rows that are not what the CPU backend (for commit: a copy) makes of
 them."""
 
@@ -14,6 +15,7 @@ import torch
 
 from bench.cuda_batch import batch_of
 from bench.cuda_rejection_cases import ints, rejection_cases
+from bench.cuda_runners_up_cases import runners_up_cases
 from bench.op_case import Case, Size, sizes_of
 from bench.shapes import vocabulary_of
 from cascade_engine import tables
@@ -22,7 +24,7 @@ from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.launch import Launcher
 
-OPS = ("max_gram", "ngram", "accept", "rejection", "commit")
+OPS = ("max_gram", "ngram", "segment", "accept", "rejection", "runners_up", "commit")
 TABLE = Path(tables.__file__).parent / "prebuilt" / "llama2.safetensors"
 DRAFTED, MAX_MATCH, START = 10, 32, 20
 FREQUENT = 278  # " the"
@@ -44,10 +46,10 @@ def host_table(path: Path) -> Any:
 def draft_cases(
     op: str, run: Launcher, host: CpuBackend, sizes: Sequence[Size], contexts: Sequence[int]
 ) -> Iterator[Case]:
-    """Max-Gram over the rows' own tokens; `ngram` fills up from the table. Every other row ends as
-    it began; the others end with a token that is nowhere else in them, so that all their drafts
-    are the table's."""
-    table = device_table(host_table(TABLE), run.device) if op == "ngram" else None
+    """Max-Gram over the rows' own tokens; `ngram` fills up from the table, and so does `segment`,
+    the first round of a segment. Every other row ends as it began; the others end with a token that
+    is nowhere else in them, so that all their drafts are the table's."""
+    table = None if op == "max_gram" else device_table(host_table(TABLE), run.device)
     vocab = tables.read_info(TABLE).vocab_size
     for length in contexts:
         for rows, _ in sizes:
@@ -78,7 +80,12 @@ def _draft_case(
         "drafted": drafted,
     }
 
+    segment = _segment(run, arguments) if op == "segment" else {}
+
     def ours() -> None:
+        if segment:
+            run("draft_segment", table, **segment)
+            return
         run("max_gram", **arguments)
         if table is not None:
             run("ngram_chain", table, **arguments)
@@ -103,6 +110,35 @@ def _draft_case(
         return sum(wrong) / rows
 
     return Case(op, rows, 1, length, ours, None, 4 * rows * length, 0, error)
+
+
+def _segment(run: Launcher, drafts: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a first round that makes the same drafts: there is no review before it."""
+    rows = drafts["rows"]
+    common = ("rows", "slots", "lengths", "tokens", "token_stride", "max_match", "drafted")
+    samplers = DeviceSamplers(run, [Sampler().params] * rows, 1).arguments()
+    return {
+        **{name: drafts[name] for name in common},
+        "round": 0,
+        "drafts": True,
+        "begins": drafts["lengths"],
+        "wanted": ints(run, rows, DRAFTED + 1),
+        "most": ints(run, rows, DRAFTED + 1),
+        "widths": drafts["counts"],
+        "leasts": ints(run, rows, 1),
+        "least_confidences": torch.zeros(rows, dtype=torch.float64, device=run.device),
+        "confidences": torch.ones(rows, dtype=torch.float64, device=run.device),
+        "corpora": None,
+        "corpus_lengths": None,
+        "samplers": samplers["samplers"],
+        "stop_ids": samplers["stop_ids"],
+        "capacity": DRAFTED,
+        "rounds": torch.zeros(1, 4, rows, dtype=torch.int32, device=run.device),
+        "open": ints(run, rows, 0),
+        "kept_stride": 0,
+        "gained_stride": 0,
+        **dict.fromkeys(("num_accepted", "own", "kept_probs", "gained", "gained_probs")),
+    }
 
 
 def accept_cases(
@@ -249,6 +285,8 @@ def cases_of(
         return accept_cases(run, host, shape, sizes)
     if op == "rejection":
         return rejection_cases(run, host, shape, sizes)
+    if op == "runners_up":
+        return runners_up_cases(run, shape, sizes)
     if op == "commit":
         return commit_cases(run, shape, dtype, sizes)
     return draft_cases(op, run, host, sizes, contexts)
