@@ -47,17 +47,18 @@ LEVELS = LevelSet(2, (1000, 100), "test", lambda: 0.0)
 HARD, EASY = Regime((0.02,), 0.0, 0.02), Regime((0.95,), 0.9, 0.9)
 
 
-def test_random_worlds_against_the_best_fixed_setting() -> None:
-    """2,000 tokens, begun cold, over two texts: of single ones the share deviates by 0.02 to 0.08.
-    The best is hard to tell from the next ones."""
+@pytest.mark.parametrize(("count", "least"), [(1, 0.85), (2, 0.88)])
+def test_random_worlds_against_the_best_fixed_setting(count: int, least: float) -> None:
+    """2,000 tokens, begun cold, of one text and of the two by which the best setting was found. It
+    is hard to tell from the next ones."""
     shares = []
     for seed, best in enumerate(BEST):
-        world = random_world(seed)
+        world, read = random_world(seed), texts(seed)[:count]
         fixed = fixed_settings(world.neural - 1)[best]
-        shares.append(throughput(world, AUTO, texts(seed)) / throughput(world, fixed, texts(seed)))
+        shares.append(throughput(world, AUTO, read) / throughput(world, fixed, read))
     assert statistics.fmean(shares) >= 0.992, sorted(shares)
     assert sum(share < 0.94 for share in shares) <= 6, sorted(shares)
-    assert min(shares) >= 0.8, sorted(shares)
+    assert min(shares) >= least, sorted(shares)
 
 
 @pytest.mark.parametrize("seed", [2, 14])
