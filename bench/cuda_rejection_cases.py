@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from bench.cuda_batch import batch_of
+from bench.cuda_batch import START, batch_of, choosing, shared_arguments
 from bench.op_case import Case, Size
 from bench.shapes import vocabulary_of
 from cascade_engine.ops import CpuBackend, DraftDistributions, Sampler
@@ -15,12 +15,7 @@ from cascade_engine.ops.cuda_rejection import DeviceDistributions, RejectionMemo
 from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.launch import Launcher
 
-START = 20
 SURE = 60.0
-
-
-def ints(run: Launcher, rows: int, value: int) -> torch.Tensor:
-    return torch.full((rows,), value, dtype=torch.int32, device=run.device)
 
 
 def rejection_cases(
@@ -33,7 +28,7 @@ def rejection_cases(
 
 def _case(run: Launcher, host: CpuBackend, vocab: int, rows: int, width: int, drawn: bool) -> Case:
     """Rows that feed a token and `width` - 1 drafts."""
-    batch = {**batch_of(run, rows, width, START), "bases": None, "ancestors": None}
+    batch = batch_of(run, rows, width, START)
     tokens = torch.zeros(batch["tokens"].shape, dtype=torch.int32)
     drafts = torch.randint(vocab, (rows, width - 1))
     tokens[:, START + 1 : START + width] = drafts
@@ -55,26 +50,8 @@ def _case(run: Launcher, host: CpuBackend, vocab: int, rows: int, width: int, dr
     run.wait()
     samplers = DeviceSamplers(run, [sampler.params] * rows, vocab)
     results = torch.zeros(3, rows, dtype=torch.int32, device=run.device)
-    shared = {
-        "batch": batch,
-        "wanted": ints(run, rows, width),
-        "logit_width": width,
-        "best": torch.zeros(rows * width, dtype=torch.int64, device=run.device),
-        "probs": None,
-    }
-    chosen = {
-        "logits": logits.to(run.device),
-        "logits_stride": vocab,
-        "vocab": vocab,
-        "allowed": None,
-        "edits": False,
-        "filters": True,
-        "processed": None,
-        "seen": None,
-        "distributions": memory.distributions,
-        **samplers.arguments(),
-        **shared,
-    }
+    shared = shared_arguments(run, batch, rows, width)
+    chosen = choosing(logits.to(run.device), samplers, shared, memory.distributions)
     accepted = {
         "tokens": batch["tokens"],
         "draft_probs": None,

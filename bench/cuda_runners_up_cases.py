@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from bench.cuda_batch import batch_of
-from bench.cuda_rejection_cases import START, ints
+from bench.cuda_batch import START, batch_of, choosing, shared_arguments
 from bench.op_case import Case, Size
 from bench.shapes import vocabulary_of
 from cascade_engine.ops import Sampler
@@ -30,23 +29,10 @@ def _case(run: Launcher, vocab: int, rows: int) -> Case:
     samplers = DeviceSamplers(run, [Sampler(temperature=0.0).params] * rows, vocab)
     tokens = torch.full((rows, COUNT), -1, dtype=torch.int32, device=run.device)
     probs = torch.zeros(rows, COUNT, device=run.device)
-    chosen = {
-        "batch": {**batch, "bases": None, "ancestors": None},
-        "wanted": ints(run, rows, 1),
-        "logit_width": 1,
-        "best": torch.zeros(rows, dtype=torch.int64, device=run.device),
-        "probs": torch.zeros(2 * rows, device=run.device),
-        "logits": logits,
-        "logits_stride": vocab,
-        "vocab": vocab,
-        "allowed": None,
-        "edits": False,
-        "filters": True,
-        "processed": None,
-        "seen": None,
-        "distributions": torch.zeros(3 * rows, dtype=torch.int64, device=run.device),
-        **samplers.arguments(),
-    }
+    laws = torch.zeros(3 * rows, dtype=torch.int64, device=run.device)
+    shared = shared_arguments(run, batch, rows, 1)
+    shared["probs"] = torch.zeros(2 * rows, device=run.device)
+    chosen = choosing(logits, samplers, shared, laws)
 
     def ours() -> None:
         run("choose", **chosen)

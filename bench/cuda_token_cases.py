@@ -6,139 +6,26 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from bench.cuda_batch import batch_of
-from bench.cuda_rejection_cases import ints, rejection_cases
+from bench import cuda_draft_cases
+from bench.cuda_batch import START, batch_of, choosing, ints, shared_arguments
+from bench.cuda_rejection_cases import rejection_cases
 from bench.cuda_runners_up_cases import runners_up_cases
 from bench.op_case import Case, Size, sizes_of
 from bench.shapes import vocabulary_of
-from cascade_engine import tables
 from cascade_engine.ops import CpuBackend, Sampler
 from cascade_engine.ops.device_samplers import DeviceSamplers
-from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.launch import Launcher
 
-OPS = ("max_gram", "ngram", "segment", "accept", "rejection", "runners_up", "commit")
-TABLE = Path(tables.__file__).parent / "prebuilt" / "llama2.safetensors"
-DRAFTED, MAX_MATCH, START = 10, 32, 20
-FREQUENT = 278  # " the"
+OPS = (*cuda_draft_cases.OPS, "accept", "rejection", "runners_up", "commit")
 SAMPLERS: dict[str, dict[str, float]] = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.8},
     "top-p": {"temperature": 0.8, "top_p": 0.9},
 }
-
-
-@lru_cache(maxsize=1)
-def host_table(path: Path) -> Any:
-    """The same table for the CPU backend."""
-    info = tables.read_info(path)
-    tokenizer = SimpleNamespace(fingerprint=lambda: info.fingerprint)
-    return tables.load_table(path, tokenizer, info.vocab_size)
-
-
-def draft_cases(
-    op: str, run: Launcher, host: CpuBackend, sizes: Sequence[Size], contexts: Sequence[int]
-) -> Iterator[Case]:
-    """Max-Gram over the rows' own tokens; `ngram` fills up from the table, and so does `segment`,
-    the first round of a segment. Every other row ends as it began; the others end with a token that
-    is nowhere else in them, so that all their drafts are the table's."""
-    table = None if op == "max_gram" else device_table(host_table(TABLE), run.device)
-    vocab = tables.read_info(TABLE).vocab_size
-    for length in contexts:
-        for rows, _ in sizes:
-            tokens = torch.randint(FREQUENT + 1, vocab, (rows, length + DRAFTED), dtype=torch.int32)
-            tokens[::2, length - 1] = FREQUENT
-            tokens[1::2, length - 1] = tokens[1::2, 0]
-            yield _draft_case(op, run, host, tokens, table)
-
-
-def _draft_case(
-    op: str, run: Launcher, host: CpuBackend, tokens: torch.Tensor, table: dict[str, Any] | None
-) -> Case:
-    rows, stride = tokens.shape
-    length, on_device = stride - DRAFTED, tokens.clone().to(run.device)
-    drafted = ints(run, rows, 0)
-    arguments = {
-        "rows": rows,
-        "slots": torch.arange(rows, dtype=torch.int32, device=run.device),
-        "lengths": ints(run, rows, length),
-        "counts": ints(run, rows, DRAFTED),
-        "tokens": on_device,
-        "draft_probs": None,
-        "token_stride": stride,
-        "max_match": MAX_MATCH,
-        "corpora": None,
-        "corpus_lengths": None,
-        "matches": torch.zeros(rows, 2, dtype=torch.int64, device=run.device),
-        "drafted": drafted,
-    }
-
-    segment = _segment(run, arguments) if op == "segment" else {}
-
-    def ours() -> None:
-        if segment:
-            run("draft_segment", table, **segment)
-            return
-        run("max_gram", **arguments)
-        if table is not None:
-            run("ngram_chain", table, **arguments)
-
-    def error() -> float:
-        ours()
-        counts = host.propose(
-            tokens=tokens.data_ptr(),
-            token_stride=stride,
-            probs=0,
-            rows=list(range(rows)),
-            lengths=[length] * rows,
-            counts=[DRAFTED] * rows,
-            max_match=MAX_MATCH,
-            table=None if table is None else host_table(TABLE),
-        )
-        found, number = on_device.cpu(), drafted.tolist()
-        wrong = [
-            number[r] != n or not torch.equal(found[r, : length + n], tokens[r, : length + n])
-            for r, n in enumerate(counts)
-        ]
-        return sum(wrong) / rows
-
-    return Case(op, rows, 1, length, ours, None, 4 * rows * length, 0, error)
-
-
-def _segment(run: Launcher, drafts: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a first round that makes the same drafts: there is no review before it."""
-    rows = drafts["rows"]
-    common = ("rows", "slots", "lengths", "tokens", "token_stride", "max_match", "drafted")
-    samplers = DeviceSamplers(run, [Sampler().params] * rows, 1).arguments()
-    return {
-        **{name: drafts[name] for name in common},
-        "round": 0,
-        "drafts": True,
-        "begins": drafts["lengths"],
-        "wanted": ints(run, rows, DRAFTED + 1),
-        "most": ints(run, rows, DRAFTED + 1),
-        "widths": drafts["counts"],
-        "leasts": ints(run, rows, 1),
-        "least_confidences": torch.zeros(rows, dtype=torch.float64, device=run.device),
-        "confidences": torch.ones(rows, dtype=torch.float64, device=run.device),
-        "corpora": None,
-        "corpus_lengths": None,
-        "samplers": samplers["samplers"],
-        "stop_ids": samplers["stop_ids"],
-        "capacity": DRAFTED,
-        "rounds": torch.zeros(1, 4, rows, dtype=torch.int32, device=run.device),
-        "open": ints(run, rows, 0),
-        "kept_stride": 0,
-        "gained_stride": 0,
-        **dict.fromkeys(("num_accepted", "own", "kept_probs", "gained", "gained_probs")),
-    }
 
 
 def accept_cases(
@@ -158,26 +45,8 @@ def _accept_case(
     logits = torch.randn(rows, vocab, device=run.device)
     samplers = DeviceSamplers(run, [sampler.params] * rows, vocab)
     results = torch.zeros(3, rows, dtype=torch.int32, device=run.device)
-    shared = {
-        "batch": {**batch, "bases": None, "ancestors": None},
-        "wanted": ints(run, rows, 1),
-        "logit_width": 1,
-        "best": torch.zeros(rows, dtype=torch.int64, device=run.device),
-        "probs": None,
-    }
-    choose = {
-        "logits": logits,
-        "logits_stride": vocab,
-        "vocab": vocab,
-        "allowed": None,
-        "edits": False,
-        "filters": samplers.filters,
-        "processed": None,
-        "seen": None,
-        "distributions": None,
-        **samplers.arguments(),
-        **shared,
-    }
+    shared = shared_arguments(run, batch, rows, 1)
+    choose = choosing(logits, samplers, shared)
     accept = {
         "tokens": batch["tokens"],
         "draft_probs": None,
@@ -289,4 +158,4 @@ def cases_of(
         return runners_up_cases(run, shape, sizes)
     if op == "commit":
         return commit_cases(run, shape, dtype, sizes)
-    return draft_cases(op, run, host, sizes, contexts)
+    return cuda_draft_cases.draft_cases(op, run, host, sizes, contexts)

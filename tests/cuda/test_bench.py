@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import bars, cuda_model, cuda_peers, devices, ops
+from bench import bars, cuda_draft_cases, cuda_model, cuda_peers, devices, ops
 from bench.devices import CudaDevice
 from cascade_engine.ops import CudaBackend
 from cascade_engine.ops.launch import Launcher
@@ -78,7 +78,7 @@ def test_bars_have_the_names_of_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     module = SimpleNamespace(SAMPLER_BYTES=4, pack_sampler=lambda *_, **__: None, **sizes)
     monkeypatch.setattr(devices, "COPY_BYTES", 4)
-    monkeypatch.setattr(devices.cuda_token_cases, "device_table", lambda *_: {})
+    monkeypatch.setattr(cuda_draft_cases, "device_table", lambda *_: {})
     launcher: Any = Launcher(module, torch.device("meta"))  # type: ignore[arg-type]
     device = CudaDevice(1, graph=False, cold_l2=False, launcher=launcher)
     names = {
