@@ -10,6 +10,7 @@ import torch
 from cascade_engine import _C
 from cascade_engine.ops.launch import Launcher
 from tests.cuda import emulation
+from tests.cuda.support import RecordingLauncher
 
 HAS_GPU = torch.cuda.is_available() and hasattr(_C, "cuda")
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no NVIDIA GPU, or built without CUDA")
@@ -39,3 +40,9 @@ def run(request: pytest.FixtureRequest) -> Launcher:
     launcher: Launcher = request.getfixturevalue("emulated")
     launcher.module.set_seed(1)
     return launcher
+
+
+@pytest.fixture
+def graphs(run: Launcher) -> Launcher:
+    """A launcher that can capture."""
+    return run if run.captures else RecordingLauncher(run)

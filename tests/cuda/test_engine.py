@@ -37,12 +37,6 @@ LITTLE = {
 }
 
 
-@pytest.fixture
-def graphs(run: Launcher) -> Launcher:
-    """A launcher that can capture."""
-    return run if run.captures else RecordingLauncher(run)
-
-
 def on_gpu(run: Launcher) -> bool:
     return run.device.type == "cuda"
 

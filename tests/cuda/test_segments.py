@@ -16,7 +16,7 @@ from cascade_engine.levels import SegmentItem, Segments, StatisticalLevel
 from cascade_engine.ops import NgramTable, Sampler
 from cascade_engine.ops.cuda_segments import CudaSegments
 from cascade_engine.ops.launch import Launcher
-from tests.cuda.support import BF16, RecordingLauncher
+from tests.cuda.support import BF16
 from tests.cuda.test_backend import SHAPE, make_level, random_row
 from tests.cuda.test_speculation import DRAWN, GREEDY, MODEL, make_engine
 from tests.levels.test_draft_loop import GREEDY as SAMPLER
@@ -25,11 +25,6 @@ from tests.levels.test_segments import Pair
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
 from tests.ops.test_drafter import small_table
-
-
-@pytest.fixture
-def graphs(run: Launcher) -> Launcher:
-    return run if run.captures else RecordingLauncher(run)
 
 
 class DevicePair(Pair):
