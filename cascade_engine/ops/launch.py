@@ -4,6 +4,7 @@ the tests build from the same sources."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,9 @@ class Launcher:
 
     def __init__(self, module: ModuleType, device: torch.device) -> None:
         self.module = module
+        if device.type == "cuda" and device.index is None:
+            # What is current differs from thread to thread: the one that makes it decides.
+            device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self.choices: dict[str, str] = {}
         """Of operations that Triton serves as well (ops/kernel_choice.py); what is not named is
@@ -35,14 +39,26 @@ class Launcher:
             properties = torch.cuda.get_device_properties(device)
             self.multiprocessors = properties.multi_processor_count
             self.shared_limit = getattr(properties, "shared_memory_per_block_optin", 48 << 10)
+        self._capture_stream: torch.cuda.Stream | None = None
 
     def __call__(self, name: str, *args: Any, **arguments: Any) -> None:
         """Launches `name`; tensors become addresses, None becomes null."""
-        stream = 0
-        if self.device.type == "cuda":
-            stream = torch.cuda.current_stream(self.device).cuda_stream
+        launch = getattr(self.module, name)
         values = {key: self._value(value) for key, value in arguments.items()}
-        getattr(self.module, name)(stream, *map(self._value, args), **values)
+        positional = [self._value(value) for value in args]
+        with self._current():
+            launch(self._stream(), *positional, **values)
+
+    def _stream(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def _current(self) -> AbstractContextManager[object]:
+        """A launch goes to the device that is current in the thread."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return torch.cuda.device(self.device)
 
     def set_dependent(self, on: bool) -> None:
         """Whether kernels launched or captured from now on may start while the one in front of them
@@ -59,7 +75,8 @@ class Launcher:
 
     def triton(self, name: str, **arguments: Any) -> None:
         """Launches Triton's implementation of `name`, with the arguments of the native one."""
-        triton_operation(name)(**arguments)
+        with self._current():
+            triton_operation(name)(**arguments)
 
     @property
     def captures(self) -> bool:
@@ -68,10 +85,14 @@ class Launcher:
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:
         """A CUDA graph of what `work` puts on the stream, which does not run yet: a call of the
-        result replays it over the same memory."""
+        result replays it over the same memory. Other threads may use the GPU meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            work()
+        with self._current():
+            if self._capture_stream is None:  # torch's own is on the first device that captures
+                self._capture_stream = torch.cuda.Stream(self.device)
+            stream = self._capture_stream
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                work()
         return graph.replay
 
     def staging(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import bars, cuda_draft_cases, cuda_model, cuda_peers, devices, ops
+from bench.cuda_batch import said, served_by
 from bench.devices import CudaDevice
 from cascade_engine.ops import CudaBackend
 from cascade_engine.ops.launch import Launcher
@@ -56,7 +57,8 @@ def test_a_tree(device: CudaDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     arguments = ["--op", "attention", "--context", "40", "--tree", str(tmp_path / "tree.json")]
     report = report_of(device, tmp_path, monkeypatch, "--rows", "2", "--dtype", "f16", *arguments)
     names = [r["name"] for r in report["results"]]
-    assert names == ["attention 2x4@40 2/2 heads tree", "attention 2x4@40 2/1 heads tree"]
+    cases = ["attention 2x4@40 2/2 heads tree", "attention 2x4@40 2/1 heads tree"]
+    assert names == [case + said(k) for case in cases for k in served_by(device._run, "attention")]
     assert max(r["max_error"] for r in report["results"]) < 0.003
 
 
@@ -66,7 +68,8 @@ def test_an_error_is_seen(op: str, run: Launcher, monkeypatch: pytest.MonkeyPatc
     device = CudaDevice(1, graph=False, cold_l2=False, launcher=run)
     dtype = torch.bfloat16
     for case in device.cases(op, "tiny", dtype, [(2, 3)], [40], None):
-        monkeypatch.setattr(Launcher, "__call__", lambda *_, **__: None)
+        for way in ("__call__", "triton"):
+            monkeypatch.setattr(Launcher, way, lambda *_, **__: None)
         assert not case.error() < 0.3, case.name
         monkeypatch.undo()
 
@@ -113,12 +116,12 @@ def test_runs_are_captured_once_and_timed_with_a_cold_cache(
         def replay(self) -> None:
             log.append("replay")
 
-    def capture(graph: Graph) -> contextlib.nullcontext[None]:
+    def capture(graph: Graph, **_: Any) -> contextlib.nullcontext[None]:
         log.append("capture")
         return contextlib.nullcontext()
 
     fakes = {"Event": Event, "CUDAGraph": Graph, "graph": capture, "synchronize": lambda: None}
-    fakes["device"] = contextlib.nullcontext
+    fakes |= {"device": contextlib.nullcontext, "Stream": lambda _: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(devices, "COPY_BYTES", 1 << 12)

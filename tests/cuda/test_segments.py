@@ -30,8 +30,18 @@ from tests.ops.test_drafter import small_table
 class DevicePair(Pair):
     """A level of a device with statistics below it."""
 
-    def __init__(self, run: Launcher, seed: int, table: NgramTable | None, rows: int = 2) -> None:
-        self.level = make_level(run, random_weights(seed, BF16, **SHAPE), rows)
+    def __init__(
+        self,
+        run: Launcher,
+        seed: int,
+        table: NgramTable | None,
+        rows: int = 2,
+        broken: int | None = None,
+    ) -> None:
+        weights = random_weights(seed, BF16, **SHAPE)
+        if broken is not None:  # a token whose embedding is not a number
+            weights.embedding[broken] = torch.nan  # type: ignore[index]
+        self.level = make_level(run, weights, rows)
         self.rows = self.level.rows
         self.statistical = StatisticalLevel(self.level.backend, self.rows, table)
         segments = Segments.of(self.level, self.statistical)
@@ -232,9 +242,8 @@ def test_logits_that_are_not_numbers_end_segments(graphs: Launcher) -> None:
     clean.segments.draft([item], 1.0)
     drafted = clean.rows.read(0, 3, 10)
     kept = next(i for i in range(1, 7) if drafted[i] not in (1, 2, 3, *drafted[:i])) + 1
-    pair = DevicePair(graphs, 4, None)
+    pair = DevicePair(graphs, 4, None, broken=drafted[kept - 1])
     pair.rows.write(0, [1, 2, 3])
-    pair.level.weights.embedding[drafted[kept - 1]] = torch.nan  # type: ignore[index]
     ((_, accepted, _),) = pair.segments.draft([item], 1.0).rows
     end = 3 + sum(accepted) + len(accepted)
     assert 3 < end <= 3 + kept
