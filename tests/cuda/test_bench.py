@@ -172,11 +172,11 @@ def test_dependent_launches_are_decided_by_both_runs(
     times = {"plain": 10.0, "chain": 20.0}
     rows = [{"case": case, "us": {"median": us}} for case, us in times.items()]
     before.write_text(json.dumps({"results": rows}))
-    for factor, said in ((0.9, "CASCADE_DEPENDENT_LAUNCH=1"), (1.1, "pay here: no")):
+    for factor, told in ((0.9, "CASCADE_DEPENDENT_LAUNCH=1"), (1.1, "pay here: no")):
         later = [{"case": case, "us": {"median": us * factor}} for case, us in times.items()]
         ratios = cuda_model.show_decision(later, str(before))
         assert ratios == pytest.approx(dict.fromkeys(times, factor))
-        assert said in capsys.readouterr().out
+        assert told in capsys.readouterr().out
 
 
 def test_transformers_decodes_with_a_static_cache() -> None:
