@@ -18,9 +18,11 @@ import triton.language as tl
 PAGE_TOKENS = 16
 BIAS_MARGIN = 15
 QUERIES, POSITIONS = 16, 64
+VARYING = ("slots", "starts", "counts", "bases", "ancestors", "tables", "sources", "width")
+"""What differs from pass to pass: one compiled kernel serves whatever they are divisible by."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def attention_kernel(
     queries, keys, values, out, slots, starts, counts, bases, ancestors, tables, sources, bias,
     width, table_stride, out_stride, bias_reach, scale,

@@ -10,9 +10,11 @@ import triton
 import triton.language as tl
 
 PAGE_TOKENS = 16
+VARYING = ("slots", "starts", "counts", "tables", "width")
+"""What differs from pass to pass: one compiled kernel serves whatever they are divisible by."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def rope_store_kernel(
     qkv, cos, sin, slots, starts, counts, tables, keys, values, queries, width, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
