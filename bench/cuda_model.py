@@ -13,6 +13,7 @@ import argparse
 import gc
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,11 @@ def measure_model(
     backend: CudaBackend | None = None,
     shape: dict[str, int] = SHAPES["7b"],
     repeats: int = 60,
+    found: Callable[[list[dict[str, Any]]], object] = len,
 ) -> list[dict[str, Any]]:
     """Microseconds of one review with nothing drafted (a step of plain decoding) and with 16
-    drafted tokens, host work included, and how they stand to reading the weights once."""
+    drafted tokens, host work included, and how they stand to reading the weights once; then of
+    cycles. `found` gets what there is so far."""
     backend = backend or CudaBackend()
     weights = random_weights(backend, shape, VOCABULARY, CONTEXT)
     rows = TokenRows(1, CONTEXT)
@@ -141,7 +144,10 @@ def measure_model(
                 "of_floor": share,
             }
         )
-    return [*results, *measure_cycles(level, greedy, repeats)]
+    found(results)
+    results += measure_cycles(level, greedy, repeats)
+    found(results)
+    return results
 
 
 def measure_cycles(level: NeuralLevel, greedy: Sampler, repeats: int) -> list[dict[str, Any]]:
@@ -225,20 +231,31 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"bench.cuda_model: {error}") from error
     bandwidth = device.ceiling_bytes / quantiles(device.times({}, 30)[CEILING])["median"]
     print(f"{device.title}: copies at {bandwidth / 1e9:.0f} GB/s")
-    results, theirs = measure_model(bandwidth, backend), None
+    device.facts["dependent_launch"] = args.dependent_launch
+    device.facts["kernels"] = backend.launcher.choices
+    report: dict[str, Any] = {"machine": device.facts}
+
+    def found(results: list[dict[str, Any]]) -> None:
+        """What comes later may fail, or be too late."""
+        report["results"] = results
+        write_json(args.json, report)
+
+    results = measure_model(bandwidth, backend, found=found)
+    judge_model(report, None)
+    write_json(args.json, report)
+    if args.against:
+        report["over_independent"] = show_decision(results, args.against)
     if args.peers == "all":
         gc.collect()
         torch.cuda.empty_cache()
-        theirs = transformers_decode(SHAPES["7b"], VOCABULARY, CONTEXT, LENGTH, 60)
-    found = figures(results, theirs)
-    bars = judge(MODEL_BARS, found, "7b", "bf16")
-    show_bars(bars)
-    device.facts["dependent_launch"] = args.dependent_launch
-    device.facts["kernels"] = backend.launcher.choices
-    report = {"machine": device.facts, "results": results, "figures": found, "bars": bars}
-    if args.against:
-        report["over_independent"] = show_decision(results, args.against)
+        judge_model(report, transformers_decode(SHAPES["7b"], VOCABULARY, CONTEXT, LENGTH, 60))
+    show_bars(report["bars"])
     write_json(args.json, report)
+
+
+def judge_model(report: dict[str, Any], theirs: list[float] | None) -> None:
+    report["figures"] = figures(report["results"], theirs)
+    report["bars"] = judge(MODEL_BARS, report["figures"], "7b", "bf16")
 
 
 if __name__ == "__main__":

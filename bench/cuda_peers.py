@@ -73,9 +73,26 @@ def transformers_decode(
     compiled: bool = True,
 ) -> list[float] | None:
     """Seconds of one decoding step each, arg max included, behind `length` tokens, with a static
-    cache and torch.compile; None without transformers."""
+    cache and torch.compile; None without transformers, or where it fails: its interface differs
+    from version to version, and what is measured beside it is to stay."""
     if optional("transformers") is None:
         return None
+    try:
+        return _decode(shape, vocab, context, length, repeats, device, compiled)
+    except Exception as error:
+        print(f"transformers: {type(error).__name__}: {error}", flush=True)
+        return None
+
+
+def _decode(
+    shape: dict[str, int],
+    vocab: int,
+    context: int,
+    length: int,
+    repeats: int,
+    device: str,
+    compiled: bool,
+) -> list[float]:
     from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
     config = LlamaConfig(**shape, vocab_size=vocab, max_position_embeddings=context)

@@ -7,10 +7,12 @@
 #   bash bench/gpu_session.sh sanitize   compute-sanitizer memcheck and racecheck over the kernel tests
 #   bash bench/gpu_session.sh bench      operations and the 7B shape, JSON
 #
-# Results go to $OUT (default: build/gpu). An extension without CUDA is built here first, offline: it
-# needs nvcc, g++, cmake, ninja, pybind11 and setuptools. PYTHON names the interpreter (one with
-# torch), LIMIT the seconds of a call. DRY_RUN=1 needs no GPU: it prints what needs one, checks that
-# those commands exist and find their tests, and does the rest.
+# Results go to $OUT (default: build/gpu) as they come. An extension without CUDA is built here first,
+# offline and in place, for the GPU that is there: it needs nvcc, g++, cmake, ninja and pybind11.
+# PYTHON names the interpreter (one with torch), LIMIT the seconds of a call, JOBS how many test files
+# run at a time, each in a process of its own: an error that a GPU does not recover from ends one of
+# them. FILES (of `tests` and `sanitize`) names some of them. DRY_RUN=1 needs no GPU: it prints what
+# needs one, checks that those commands exist and find their tests, and does the rest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:?prepare, tests, sanitize or bench}
@@ -18,9 +20,11 @@ mode=${1:?prepare, tests, sanitize or bench}
 PYTHON=${PYTHON:-$(command -v python3)}
 OUT=${OUT:-build/gpu}
 LIMIT=${LIMIT:-530}
+JOBS=${JOBS:-4}
 DRY_RUN=${DRY_RUN:-}
 DATA=build/gpu-data
 PATH=$(dirname "$PYTHON"):$PATH # where pip puts cmake and ninja
+command -v nvcc >/dev/null || PATH=$PATH:/usr/local/cuda/bin
 KERNEL_TESTS=(tests/cuda/test_linear.py tests/cuda/test_attention.py
   tests/cuda/test_forward_ops.py tests/cuda/test_sampling.py tests/cuda/test_drafting.py
   tests/cuda/test_draft_trees.py tests/cuda/test_rejection_kernel.py
@@ -59,10 +63,49 @@ on_gpu() {
   fi
 }
 
+# Runs pytest (behind the words of a command in front of it) over each file by itself, JOBS at a
+# time, all within a number of seconds; what each says goes to one log when it has ended. Fails when
+# one fails; a file without tests for a GPU does not.
+each_file() {
+  local seconds=$1 log=$2 files=$3
+  shift 3
+  if [ -n "$DRY_RUN" ]; then
+    echo "within $seconds s, into $log, each of: $files"
+    echo "  $*"
+    return
+  fi
+  : >"$log"
+  # shellcheck disable=SC2016
+  ENDS=$((SECONDS + seconds)) BEGAN=$(date +%s) AT=$SECONDS LOG=$log \
+    xargs -P "$JOBS" -I{} bash -c '
+      part=$(mktemp); status=0
+      rest=$((ENDS - AT - $(date +%s) + BEGAN))
+      timeout --kill-after=10 "$((rest > 1 ? rest : 1))" "${@:2}" "$1" >"$part" 2>&1 || status=$?
+      [ $status = 5 ] && status=0
+      { flock 9; echo "== $1: exit $status"; cat "$part"; } >>"$LOG" 9<"$LOG"
+      echo "== $1: exit $status, $(tail -1 "$part")"
+      if [ $status != 0 ]; then grep -E "^(FAILED|ERROR|E  )|Error|ERROR SUMMARY" "$part" | head -12; fi
+      rm "$part"
+      [ $status = 0 ]' each {} "$@" <<<"${files// /$'\n'}"
+}
+
+# In place and without setuptools, for the GPU that is there (else for all).
+build() {
+  local capability
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 || true)
+  cmake -S . -B build/gpu-cmake -G Ninja -DCMAKE_BUILD_TYPE=Release -DCE_CUDA=ON \
+    ${capability:+-DCMAKE_CUDA_ARCHITECTURES=${capability/./}-real} \
+    -DPython_EXECUTABLE="$("$PYTHON" -c 'import sys; print(sys.executable)')" \
+    -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" \
+    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/cascade_engine" &&
+    cmake --build build/gpu-cmake --target _C -j "$(nproc)" || return
+  "$PYTHON" -c 'import cascade_engine.kernels' || ln -s ../kernels cascade_engine/kernels
+}
+
 mkdir -p "$OUT"
 [ -d "$DATA" ] && export CASCADE_DATA=$PWD/$DATA
 
-{
+machine() {
   date
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.total --format=csv ||
     [ -n "$DRY_RUN" ]
@@ -73,40 +116,48 @@ try:
     print("kernels built:", "yes" if hasattr(_C, "cuda") else "without CUDA")
 except ImportError as error:
     print("kernels built: no,", error)'
-} 2>&1 | tee "$OUT/machine.txt"
+}
+machine 2>&1 | tee "$OUT/machine.txt"
 
 if ! grep -q "kernels built: yes" "$OUT/machine.txt"; then
-  install=("$PYTHON" -m pip install --no-index --no-build-isolation --no-deps --editable .)
   if [ -n "$DRY_RUN" ]; then
-    echo "to build: ${install[*]}"
+    echo "to build: $(declare -f build)"
   else
-    CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) CASCADE_CMAKE_ARGS=-DCE_CUDA=ON \
-      timeout "$(left)" "${install[@]}" -v >"$OUT/build.log" 2>&1 ||
-      { tail -30 "$OUT/build.log"; exit 1; }
+    export -f build
+    export PYTHON
+    timeout "$(left)" bash -c build >"$OUT/build.log" 2>&1 || { tail -40 "$OUT/build.log"; exit 1; }
     echo "built in $SECONDS s"
+    machine 2>&1 | tee "$OUT/machine.txt"
   fi
 fi
 
 case $mode in
   tests)
     [ -d "$DATA" ] || echo "no $DATA (see prepare): the tests of trained models will be skipped"
+    files=${FILES:-$(grep -lE "(run|graphs): Launcher|mark.gpu" tests/cuda/test_*.py tests/kernels/test_*.py)}
     if [ -n "$DRY_RUN" ]; then
-      "$PYTHON" -m pytest -m gpu -q --collect-only tests/cuda tests/kernels | tail -3
+      # shellcheck disable=SC2086
+      "$PYTHON" -m pytest -m gpu -q --collect-only $files | tail -3
     fi
-    on_gpu "$(left)" "$OUT/tests.log" "$PYTHON" -m pytest -m gpu -q -rs --durations=15 \
-      tests/cuda tests/kernels --junitxml="$OUT/tests.xml"
+    each_file "$(left)" "$OUT/tests.log" "$(echo $files)" \
+      "$PYTHON" -m pytest -m gpu -q -rs --durations=5 -p no:cacheprovider
     ;;
   sanitize)
     # Small shapes suffice: the tools are a hundred times slower than the kernels. Without torch's
-    # caching of memory each tensor is an allocation, behind which memcheck sees.
-    ls "${KERNEL_TESTS[@]}" >/dev/null
+    # caching of memory each tensor is an allocation, behind which memcheck sees. torch asks the
+    # driver for what it may not have: errors of its calls are not the kernels'.
+    files=${FILES:-${KERNEL_TESTS[*]}}
+    # shellcheck disable=SC2086
+    ls $files >/dev/null
     status=0
     for tool in memcheck racecheck; do
       seconds=$(left)
       [ $tool = memcheck ] && seconds=$((seconds / 2))
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 on_gpu "$seconds" "$OUT/$tool.log" \
-        compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-        "$PYTHON" -m pytest -m gpu -q -x "${KERNEL_TESTS[@]}" \
+      quiet=()
+      [ $tool = memcheck ] && quiet=(--report-api-errors no)
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 each_file "$seconds" "$OUT/$tool.log" "$files" \
+        compute-sanitizer --tool $tool "${quiet[@]}" --error-exitcode 9 \
+        --target-processes all "$PYTHON" -m pytest -m gpu -q --maxfail=3 -p no:cacheprovider \
         -k "not bits_do_not_depend and not engine_keeps" ||
         status=$?
     done

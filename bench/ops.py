@@ -196,7 +196,9 @@ def chosen(what: str, asked: list[str] | None, offered: Iterable[str], device: s
     return asked or offered
 
 
-def measure_all(args: argparse.Namespace, device: Device) -> list[dict[str, Any]]:
+def measure_all(args: argparse.Namespace, device: Device, report: dict[str, Any]) -> None:
+    """Into the report, which is written behind every case: what comes later may fail, or be too
+    late. An operation that cannot be measured leaves its error there."""
     ops = chosen("op", args.op, device.ops, args.device)
     dtypes = chosen("dtype", args.dtype, device.dtypes, args.device)
     parents = None if args.tree is None else read_tree(args.tree)
@@ -205,35 +207,40 @@ def measure_all(args: argparse.Namespace, device: Device) -> list[dict[str, Any]
     gigabytes = device.ceiling_bytes / ceiling / 1e9
     device.facts["ceiling"] = {"of": device.ceiling_name, "gb_per_second": gigabytes}
     print(f"{device.ceiling_name} at {gigabytes:.1f} GB/s\n{HEADER.format(device.ceiling_name)}")
-    results = []
     for op, dtype in itertools.product(ops, dtypes):
         tree = parents if op == "attention" else None
         tokens = args.tokens if tree is None else [len(tree)]
         sizes = sizes_wanted(args.rows, tokens, device.sizes(op))
         contexts = args.context or device.contexts(op)
-        for case in device.cases(op, args.shape, device.dtypes[dtype], sizes, contexts, tree):
-            result = measure(case, device, args.rounds, args.baseline)
-            show(result, dtype)
-            results.append(result | {"dtype": dtype})
-    return results
+        try:
+            for case in device.cases(op, args.shape, device.dtypes[dtype], sizes, contexts, tree):
+                result = measure(case, device, args.rounds, args.baseline)
+                show(result, dtype)
+                report["results"].append(result | {"dtype": dtype})
+                write_json(args.json, report)
+        except RuntimeError as error:
+            print(f"{op} {dtype}: {error}", flush=True)
+            report["failed"].append({"op": op, "dtype": dtype, "error": str(error)})
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     threads = args.threads or default_threads()
     torch.set_num_threads(threads)
+    report: dict[str, Any] = {"rounds": args.rounds, "results": [], "failed": []}
     try:
         device = open_device(args.device, threads, args.isa, args.graph, args.cold_l2)
         args.shape = args.shape or device.shape
-        results = measure_all(args, device)
+        report |= {"machine": device.facts, "shape": args.shape}
+        measure_all(args, device, report)
     except (RequestError, ValueError) as error:
         raise SystemExit(f"bench.ops: {error}") from error
-    report = {"machine": device.facts, "shape": args.shape, "rounds": args.rounds}
-    report["results"] = results
     bars = CUDA_OPS_BARS if args.device == "cuda" else OPS_BARS
-    report["bars"] = verdicts(bars, results, args.shape)
+    report["bars"] = verdicts(bars, report["results"], args.shape)
     show_bars(report["bars"])
     write_json(args.json, report)
+    if report["failed"]:
+        raise SystemExit(f"bench.ops: {len(report['failed'])} operations could not be measured")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
-    "tests": ["pytest -m gpu", "tests/cuda tests/kernels", "tests collected"],
+    "tests": ["pytest -m gpu", "test_engine.py", "tests/kernels/test_triton.py", "tests collected"],
     "sanitize": ["--tool memcheck", "--tool racecheck", "test_sampling.py"],
     "bench": [
         "bench.ops --device cuda --graph --cold-l2",
@@ -47,3 +47,45 @@ def test_wrong_calls_are_named(tmp_path: Path) -> None:
     done = session("prepare", tmp_path, CASCADE_DATA=str(tmp_path))
     assert done.returncode == 1
     assert "set CASCADE_DATA" in done.stderr
+
+
+INTERPRETER = """#!/bin/bash
+case "$*" in
+  "-c "*) echo "kernels built: yes" ;;
+  *first.py) echo "3 passed" ;;
+  *second.py) echo "FAILED second.py::test_it"; echo "1 failed"; exit 1 ;;
+  *third.py) echo "no tests ran"; exit 5 ;;
+  *bench.ops*) echo "out of memory"; exit 1 ;;
+  *) echo "ran" ;;
+esac
+"""
+
+
+def machine(folder: Path) -> dict[str, str]:
+    """Programs that stand for an interpreter with torch, a GPU's and a sanitizer."""
+    scripts = {"python": INTERPRETER, "nvidia-smi": "#!/bin/bash\necho a GPU\n"}
+    scripts["compute-sanitizer"] = '#!/bin/bash\nexec python "${@: -1}"\n'
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return {"PYTHON": str(folder / "python"), "FILES": "first.py second.py third.py"}
+
+
+def test_a_file_that_fails_ends_no_other(tmp_path: Path) -> None:
+    """A file without tests for a GPU is none that fails."""
+    done = session("tests", tmp_path / "out", **machine(tmp_path))
+    assert done.returncode != 0, done.stdout
+    for line in ("first.py: exit 0, 3 passed", "second.py: exit 1, 1 failed", "third.py: exit 0"):
+        assert line in done.stdout
+    log = (tmp_path / "out" / "tests.log").read_text()
+    for line in ("3 passed", "FAILED second.py::test_it", "no tests ran"):
+        assert line in log
+    done = session("tests", tmp_path / "out", **machine(tmp_path) | {"FILES": "first.py third.py"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_part_that_fails_ends_no_other(tmp_path: Path) -> None:
+    done = session("bench", tmp_path / "out", **machine(tmp_path))
+    assert done.returncode == 1
+    for name, said in (("ops", "out of memory"), ("model", "ran"), ("model-dependent", "ran")):
+        assert said in (tmp_path / "out" / f"{name}.log").read_text()

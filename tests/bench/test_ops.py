@@ -12,7 +12,7 @@ import torch
 
 from bench import cuda_model, op_cases, ops
 from bench.bars import OPS_BARS
-from bench.devices import CPU_SIZES, CPU_TOKENS
+from bench.devices import CPU_SIZES, CPU_TOKENS, CpuDevice
 from cascade_engine.ops.cpu import CpuBackend
 from tests.bench.conftest import assert_sane
 
@@ -170,6 +170,28 @@ def test_wrong_trees_are_named(text: str, message: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(SystemExit, match=message):
         ops.main([*QUICK, "--op", "attention", "--tree", str(file)])
+
+
+def test_what_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report has what was measured before and after, at any time."""
+    path, cases, seen = tmp_path / "ops.json", CpuDevice.cases, []
+
+    def some(self: CpuDevice, op: str, *arguments: Any) -> Any:
+        for case in cases(self, op, *arguments):
+            yield case
+            seen.append([r["op"] for r in json.loads(path.read_text())["results"]])
+            if op == "rms_norm":
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(CpuDevice, "cases", some)
+    quick = [*QUICK, "--dtype", "f32", "--rows", "1", "--tokens", "1"]
+    asked = ["--op", "swiglu", "--op", "rms_norm", "--op", "linear"]
+    with pytest.raises(SystemExit, match="1 operations could not be measured"):
+        ops.main([*quick, *asked, "--json", str(path)])
+    assert seen == [["swiglu"], ["swiglu", "rms_norm"], ["swiglu", "rms_norm", "linear"]]
+    report = json.loads(path.read_text())
+    assert [r["op"] for r in report["results"]] == seen[-1]
+    assert report["failed"] == [{"op": "rms_norm", "dtype": "f32", "error": "out of memory"}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

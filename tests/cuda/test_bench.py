@@ -157,7 +157,11 @@ def test_the_model_runs(run: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     shape |= {"num_hidden_layers": 1, "num_attention_heads": 2}
     graphs = run if run.captures else RecordingLauncher(run)
     backend = CudaBackend(threads=1, launcher=graphs)
-    results = cuda_model.measure_model(1e9, backend, shape, repeats=3)
+    so_far: list[list[str]] = []
+    results = cuda_model.measure_model(
+        1e9, backend, shape, repeats=3, found=lambda r: so_far.append([each["op"] for each in r])
+    )
+    assert so_far == [["model"] * 2, ["model"] * 2 + ["cycle"] * 2]
     found = cuda_model.figures(results, [2.0, 1.0])
     assert results[0]["vs_decode"] == 1.0
     assert {path for bar in bars.MODEL_BARS for path in bar.path} <= found.keys()
@@ -186,6 +190,15 @@ def test_transformers_decodes_with_a_static_cache() -> None:
     seconds = cuda_peers.transformers_decode(shape, 64, 32, 9, 2, device="cpu", compiled=False)
     assert seconds is not None
     assert len(seconds) == 2
+
+
+def test_transformers_may_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    """With whatever: it is said, and what was measured beside it stays."""
+    pytest.importorskip("transformers")
+    shape = {"hidden_size": 15, "num_attention_heads": 2, "num_hidden_layers": 1}
+    decode = cuda_peers.transformers_decode
+    assert decode(shape, 64, 32, 9, 2, device="cpu", compiled=False) is None
+    assert "transformers: " in capsys.readouterr().out
 
 
 def test_flashinfer_gets_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
