@@ -34,6 +34,9 @@ LAUNCHES, ROUNDS = 20, 5
 TOLERANCE = 0.02
 """Of the largest value: kernels that differ by more do not do the same."""
 
+_kept: dict[str, dict[str, Timing]] = {}
+"""By GPU, what this process goes by: its engines agree where no file keeps what was measured."""
+
 Timer = Callable[[Callable[[], object]], float]
 """Seconds of one call's work on the device."""
 
@@ -61,11 +64,13 @@ def chosen_kernels(
     gpu = gpu_name(_C.build_info(), index)
     if triton_version() is None or gpu is None:
         return choices({})
-    timings = dict(saved_timings(gpu, cache)[0])
+    kept = _kept.setdefault(gpu, {}) if cache == "auto" else {}
+    timings = {**saved_timings(gpu, cache)[0], **kept}
     missing = [name for name in ALTERNATIVES if name not in timings and name not in said]
     if missing:
         timings |= measure(launcher, missing, timer or partial(device_seconds, launcher))
         save_timings(gpu, timings, cache)
+    kept.update(timings)
     return choices(timings)
 
 

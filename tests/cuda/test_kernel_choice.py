@@ -95,6 +95,20 @@ def test_the_faster_kernel_serves_and_is_measured_once(tmp_path: Path) -> None:
     assert saved_timings("a GPU", tmp_path)[0] == timings
 
 
+def test_engines_of_a_process_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no file keeps what was measured, and it would come out in another way."""
+    monkeypatch.setattr(kernel_choice, "_kept", {})
+    monkeypatch.setenv("CASCADE_CACHE", "none")
+    first, later = Counting(), Counting()
+    served = chosen_kernels(first, timer(first, {("native", "swiglu"): 5e-6}))
+    assert served == {**dict.fromkeys(ALTERNATIVES, "native"), "swiglu": "triton"}
+    assert chosen_kernels(later, timer(later, {("native", "rms_norm"): 5e-6})) == served
+    assert later.launches == []
+    monkeypatch.setattr(kernel_choice, "gpu_name", lambda *_: "another GPU")
+    chosen_kernels(later, timer(later, {}))
+    assert later.launches
+
+
 def test_nothing_is_measured_that_is_decided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
