@@ -178,6 +178,7 @@ struct Blend {
     }
     const uint32_t fresh = __ballot_sync(kAllLanes, first && !known);
     if (!known) place = size + __popcll(fresh & lanes_below(lane));
+    __syncwarp();  // every lane has read its token's share
     if (first) {
       s.blend_tokens[place] = token;
       s.blend_shares[place] = sum;
