@@ -139,7 +139,8 @@ class CudaRecorder:
             bias=None if weight.bias is None else weight.bias.to(self._run.device),
             output=output,
             y=self._memory(out),
-            y_stride=self._stride(out),
+            # Attention's queries lie row behind row, whatever their size.
+            y_stride=self.program.cols(out) if output == ROUND else self._stride(out),
             y_cols=self.program.cols(out),
             workspace=lambda shape, batch, rows: self.program.workspace,
             counters=lambda shape, batch, rows: self.program.counters,

@@ -13,12 +13,14 @@ import torch
 
 from cascade_engine import _C, Engine, FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.engine import loading
-from cascade_engine.models import llama
-from cascade_engine.ops import CudaBackend, ReferenceOps
+from cascade_engine.engine.loading import load_model
+from cascade_engine.models import llama, t5
+from cascade_engine.ops import CpuBackend, CudaBackend, ReferenceOps
 from cascade_engine.ops.launch import Launcher
 from tests.cuda import emulation
 from tests.cuda.support import F16, RecordingLauncher, assert_same_bits
 from tests.cuda.test_backend import make_level, random_row
+from tests.cuda.test_t5 import START, VOCAB, Level, tokens
 from tests.models.support import random_llama, random_t5
 from tests.ops.support import BF16, random_weights
 
@@ -63,6 +65,23 @@ def check_model(run: Launcher) -> None:
     assert_same_bits(ours[[0, 1, 3]], single[:3], "a tree")
 
 
+def check_narrow_heads(run: Launcher, directory: Path) -> None:
+    """All heads together are no multiple of 8: queries that a product has rounded, for
+    cross-attention, lie as attention reads them."""
+    sizes = {"d_model": 24, "d_ff": 32, "d_kv": 6, "num_heads": 2, "vocab_size": VOCAB}
+    random_t5(directory, 1, num_layers=1, num_decoder_layers=1, **sizes)
+    source, decoded = tokens(20, 1), tokens(5, 2)
+    ours = Level(run, directory, F16).score(1, source, decoded, 3)
+    weights = load_model(directory, CpuBackend(1), torch.float32)
+    assert isinstance(weights, t5.T5Weights)
+    reference = ReferenceOps(source, source=len(source))
+    caches = list(reference.caches(1, 2, 6))
+    t5.encode(reference, weights, caches)
+    behind = ReferenceOps([START, *decoded], len(source), 3, source=len(source))
+    exact = t5.decode(behind, weights, caches)
+    assert (ours.double() - exact).abs().max() < 0.01 * exact.abs().max()
+
+
 def check_engine(run: Launcher, directory: Path) -> None:
     """The cascade changes no token, with graphs."""
     loading._memory = lambda place: 1 << 26
@@ -92,6 +111,7 @@ def main() -> None:
         sizes = {"hidden_size": 24, "intermediate_size": 32, "vocab_size": 97}
         random_llama(Path(folder, "llama"), 3, head_dim=132, **heads, **sizes)
         check_engine(run, Path(folder, "llama"))
+        check_narrow_heads(run, Path(folder, "narrow"))
         sizes = {"d_model": 24, "d_kv": 12, "d_ff": 32, "num_heads": 2, "vocab_size": 97}
         random_t5(Path(folder, "t5"), 1, num_layers=1, num_decoder_layers=1, **sizes)
         check_engine(run, Path(folder, "t5"))
