@@ -259,9 +259,9 @@ def _summarise(result: Generation, params: SamplingParams) -> None:
 
 
 def _warm_up(engine: Engine, prompt: str | Sequence[int], params: SamplingParams) -> None:
-    """The first passes after loading touch all memory for the first time, which takes as long as
-    many later ones: neither side of a comparison is to pay for that."""
-    engine.generate([prompt], replace(params, n=1, max_tokens=min(params.max_tokens, 24)))
+    """First passes touch memory for the first time: neither side of a comparison is to pay it."""
+    tokens = min(params.max_tokens, 24)
+    engine.generate([prompt], replace(params, n=1, max_tokens=tokens, min_tokens=0))
     engine.clear_cache()
     engine.clear_learned()
     engine.reset_stats()

@@ -58,7 +58,8 @@ class SamplingParams:
     tokens are sampled from, but which are; more of them stay. Equal at temperature 0."""
 
     min_tokens: int = 0
-    """Stop tokens are not chosen, and stop strings not looked for, before this many tokens."""
+    """Stop tokens are not chosen, and stop strings not looked for, before this many tokens; at most
+    max_tokens."""
     ignore_eos: bool = False
     """Go on past the model's end-of-sequence tokens."""
     stop: str | Sequence[str] = ()
@@ -71,7 +72,8 @@ class SamplingParams:
     logprobs: int | None = None
     """Report the log-probability of each token, and of this many most likely tokens beside it."""
     processed_logprobs: bool = False
-    """Of the distribution that was sampled from, instead of the model's own softmax(logits)."""
+    """Of the distribution that was sampled from, instead of the model's own softmax(logits); needs
+    logprobs."""
 
     prediction: str | Sequence[int] | None = None
     """An expected answer (the text being edited, say): drafted from before anything else."""
@@ -98,6 +100,11 @@ class SamplingParams:
                 raise RequestError(f"{name} must be > 0, got 0")
         if self.n > 1 and self.temperature == 0:
             raise RequestError(f"n={self.n} samples at temperature 0 would all be equal: set n=1")
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens must be at most max_tokens={self.max_tokens}, got {self.min_tokens}: "
+                "lower it or raise max_tokens"
+            )
         if self.acceptance not in ("exact", "rejection"):
             raise RequestError(
                 f"acceptance must be 'exact' or 'rejection', got {self.acceptance!r}"
@@ -112,6 +119,11 @@ class SamplingParams:
                 raise RequestError(
                     f"logprobs must be at most {MAX_TOP_LOGPROBS}, got {self.logprobs}"
                 )
+        elif self.processed_logprobs:
+            raise RequestError(
+                "processed_logprobs says of which distribution logprobs are, and none are asked "
+                "for: set logprobs (0: of the tokens alone) or leave it out"
+            )
         self._freeze()
 
     def _freeze(self) -> None:

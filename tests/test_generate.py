@@ -48,7 +48,7 @@ def test_compare_reports_identity_and_speed(tmp_path: Path) -> None:
         *("--k-matrix", "4,4;0,6", "--lenience", 2, "--tree", "16,5", "--siblings", 2),
         *("--min-confidence", 0.3),
         *("--temperature", 0.8, "--seed", 5),
-        *("--max-new-tokens", 40, "--compare", "--stats-json", stats, PROMPT),
+        *("--max-new-tokens", 40, "--min-tokens", 30, "--compare", "--stats-json", stats, PROMPT),
     )
     assert done.returncode == 0, done.stderr
     assert "compare: identical (40 tokens)" in done.stderr

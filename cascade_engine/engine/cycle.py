@@ -79,7 +79,7 @@ class Cycle:
         self._forget([request_id])
         return self.roster.drop(request_id)
 
-    def token_ids(self, row: Row) -> list[int]:
+    def token_ids(self, row: Row) -> Sequence[int]:
         """The prompt and what was emitted."""
         if row.slot == NO_SLOT:
             return row.tokens

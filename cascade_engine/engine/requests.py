@@ -56,7 +56,7 @@ class RequestBuilder:
             for _ in range(params.n)
         ]
 
-    def fork(self, parent: Row, token_ids: list[int]) -> Row:
+    def fork(self, parent: Row, token_ids: Sequence[int]) -> Row:
         """A row that goes on from `token_ids`, the prompt and what `parent` has emitted."""
         strings = StopStrings(parent.params.stop)
         row = self._row(
@@ -82,7 +82,7 @@ class RequestBuilder:
         self,
         request_id: str,
         indices: Iterator[int],
-        prompt: list[int],
+        prompt: tuple[int, ...],
         source: int,
         params: SamplingParams,
         seed: int,
@@ -132,7 +132,7 @@ class RequestBuilder:
             include_stop=params.include_stop,
         )
 
-    def _encode(self, prompt: Prompt, prefix: Prompt | None) -> tuple[list[int], int]:
+    def _encode(self, prompt: Prompt, prefix: Prompt | None) -> tuple[tuple[int, ...], int]:
         """A row's first tokens, and how many of them an encoder reads."""
         token_ids = self._token_ids("prompt", prompt)
         if not token_ids:
@@ -147,7 +147,7 @@ class RequestBuilder:
                     f"the prompt has {len(token_ids)} tokens, which leaves no room for an answer "
                     f"in a context of {self.context}: shorten it"
                 )
-            return token_ids, 0
+            return tuple(token_ids), 0
         begin = [] if prefix is None else self._token_ids("decoder_prefix", prefix)
         source = len(token_ids)
         token_ids += [self.decoder_start, *begin]
@@ -158,7 +158,7 @@ class RequestBuilder:
                 f"answer in a row of {self.context}, input and answer together: shorten it or "
                 "raise max_context"
             )
-        return token_ids, source
+        return tuple(token_ids), source
 
     def _token_ids(self, what: str, text: Prompt) -> list[int]:
         if isinstance(text, str):

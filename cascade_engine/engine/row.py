@@ -44,8 +44,8 @@ class Row:
     index: int
     params: SamplingParams
     seed: int
-    prompt: list[int]
-    tokens: list[int]
+    prompt: tuple[int, ...]
+    tokens: Sequence[int]
     """What is written into the row's slot when it gets one: the prompt, and after a preemption or
     a fork what was emitted too."""
     limit: int
@@ -87,7 +87,12 @@ class Row:
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens that the last target review left, where they are asked for."""
 
-    def extend_keys(self, tokens: list[int]) -> None:
+    @functools.cached_property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        """What the request gave as its prompt; every output holds it."""
+        return self.prompt[: self.source] if self.source else self.prompt
+
+    def extend_keys(self, tokens: Sequence[int]) -> None:
         """Adds the keys of the next whole pages, whose tokens are `tokens`; a rest is left out."""
         extend_keys(self.keys, tokens, self.root_key)
 
@@ -285,7 +290,7 @@ class Row:
         return StepOutput(
             self.request_id,
             self.index,
-            self.prompt[: self.source] if self.source else self.prompt,
+            self.prompt_token_ids,
             self.seed,
             self.stats,
             pieces,

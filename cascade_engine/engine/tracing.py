@@ -70,8 +70,8 @@ class Tracing(Watcher):
         for row in rows:
             number = self._numbers[row] = self._rows
             self._rows += 1
-            prompt = row.prompt[: row.source] if row.source else row.prompt
-            emitted = row.tokens[len(row.prompt) :]
+            prompt = row.prompt_token_ids
+            emitted: Sequence[int] = row.tokens[len(row.prompt) :]
             if row.slot != NO_SLOT:
                 emitted = self._tokens.read(row.slot, len(row.prompt), row.final)
             self._name([*prompt, *emitted])

@@ -58,7 +58,7 @@ class TokenRows:
         self._source_memory = memoryview(lengths).cast("B").cast("i")
         self._probs: memoryview[float] = memoryview(probs).cast("B").cast("f")
 
-    def write(self, slot: int, token_ids: list[int], source: int = 0) -> None:
+    def write(self, slot: int, token_ids: Sequence[int], source: int = 0) -> None:
         """Starts a row over with `token_ids`, of which an encoder reads the first `source`."""
         self.sources[slot] = source
         self.starts[slot] += 1

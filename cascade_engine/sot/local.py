@@ -113,7 +113,9 @@ class EngineWriter:
         if seed is not None and job.points:
             seed = (seed + job.points[0]) % (MAX_SEED + 1)
         stop = (*params.stop, *job.prompt.stop)
-        return replace(params, max_tokens=job.max_tokens, stop=stop, seed=seed)
+        # min_tokens may be about the ordinary answer, which is longer than a point.
+        least = min(params.min_tokens, job.max_tokens)
+        return replace(params, max_tokens=job.max_tokens, min_tokens=least, stop=stop, seed=seed)
 
     def _step(self) -> list[StepOutput]:
         """One step, with drafts as deep as suits the rows there are; measures it."""

@@ -53,6 +53,8 @@ def engine() -> Engine:
         ({"allowed_tokens": [1]}, r"allowed_tokens must be a function .*, got \[1\]"),
         ({"ignore_eos": "no"}, "ignore_eos must be True or False, got 'no'"),
         ({"logprobs": 1001}, "logprobs must be at most 1000, got 1001"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens .* max_tokens=8, got 9: lower it or"),
+        ({"processed_logprobs": True}, r"processed_logprobs .* none are asked .*: set logprobs"),
     ],
 )
 def test_bad_parameters(options: dict[str, Any], message: str) -> None:
@@ -216,6 +218,14 @@ def test_what_cannot_be_forked(engine: Engine) -> None:
     for n in (0, True, 1.0):
         with pytest.raises(RequestError, match=f"n must be an integer >= 1 to fork 'x', got {n}"):
             engine.fork("x", n)
+
+
+def test_outputs_hold_nothing_that_the_engine_decodes_with(engine: Engine) -> None:
+    """Breaks when they hold a list of the row's, or each a copy of its own."""
+    engine.add_request(PROMPT, SamplingParams(max_tokens=2, ignore_eos=True))
+    first, second = (out for _ in range(2) for out in engine.step())
+    assert first.prompt_token_ids is second.prompt_token_ids
+    assert first.prompt_token_ids == tuple(PROMPT)
 
 
 def test_nothing_of_an_aborted_request_is_delivered(engine: Engine) -> None:

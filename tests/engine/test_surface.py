@@ -77,6 +77,8 @@ def random_params(rng: random.Random) -> SamplingParams:
     }
     for name in rng.sample(sorted(extras), rng.randint(1, 7)):
         options[name] = extras[name]
+    options["min_tokens"] = min(options.get("min_tokens", 0), options["max_tokens"])
+    options["processed_logprobs"] = "processed_logprobs" in options and "logprobs" in options
     return SamplingParams(**options)
 
 

@@ -68,6 +68,16 @@ def test_each_point_has_noise_of_its_own() -> None:
     assert [writer._params(job).seed for job in session.jobs] == [12, 13, 14]
 
 
+def test_points_may_be_shorter_than_min_tokens() -> None:
+    """Breaks when min_tokens is above what a point may have, which a request refuses."""
+    params = SamplingParams(max_tokens=200, min_tokens=150)
+    options = SotOptions(prompts="embedded", params=params, point_tokens=5)
+    writer = SkeletonOfThought(embedded_engine(), options)._writer()
+    session = _Scripted(" One\n2. Two\n3. Three", params=params, point_tokens=5)
+    each = [writer._params(job) for job in session.jobs]
+    assert [(params.min_tokens, params.max_tokens) for params in each] == [(5, 5)] * 3
+
+
 def test_a_shared_prefix_is_fed_once() -> None:
     results = {mode: expanded(mode, GREEDY) for mode in MODES}
     fed = {mode: result.stages[1].prefill_tokens or 0 for mode, result in results.items()}
