@@ -13,7 +13,8 @@ from torch.nn import functional
 from bench.op_case import EPS, Case, Size, by_count, relative_error, sizes_of, tree_mask
 from bench.shapes import vocabulary_of
 from cascade_engine import _C
-from cascade_engine.ops.cpu import CpuBackend, Recorder
+from cascade_engine.ops.cpu import CpuBackend
+from cascade_engine.ops.cpu_recorder import Recorder
 
 OPS = ("linear", "attention", "rms_norm", "swiglu")
 CACHE_BYTES = 256 << 20

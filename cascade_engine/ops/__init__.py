@@ -9,11 +9,13 @@ from cascade_engine._C import (
     Sampler,
 )
 from cascade_engine.ops.bias import RelativeBias
-from cascade_engine.ops.cpu import CpuBackend, LinearWeight, Recorder, activation_dtype
+from cascade_engine.ops.cpu import CpuBackend
+from cascade_engine.ops.cpu_recorder import Recorder
 from cascade_engine.ops.cuda import CudaBackend
 from cascade_engine.ops.cuda_rejection import DeviceDistributions, RowRejection
 from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation, Reviewed
 from cascade_engine.ops.reference import ReferenceOps
+from cascade_engine.ops.weights import LinearWeight, activation_dtype
 
 __all__ = [
     "MAX_TREE_NODES",

@@ -11,7 +11,8 @@ import torch
 
 from cascade_engine import _C
 from cascade_engine.memory import Arena
-from cascade_engine.ops.cpu import NATIVE_DTYPE, CpuBackend, activation_dtype, scale_count
+from cascade_engine.ops.cpu import CpuBackend
+from cascade_engine.ops.weights import NATIVE_DTYPE, activation_dtype, scale_count
 
 READ_BYTES = 512 << 20
 LINEAR_ROWS = 64

@@ -17,7 +17,7 @@ import torch
 
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
-from cascade_engine.ops.cpu import CpuBackend, LinearWeight, PackedTiles
+from cascade_engine.ops.cpu import CpuBackend
 from cascade_engine.ops.cuda_action import MAX_ALONE, MAX_MATCH
 from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_floats, host_ints
 from cascade_engine.ops.cuda_recorder import CudaRecorder
@@ -28,6 +28,7 @@ from cascade_engine.ops.cuda_speculation import Ask, CudaSpeculation
 from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.kernel_choice import chosen_kernels
 from cascade_engine.ops.launch import ELEMENT, Launcher
+from cascade_engine.ops.weights import LinearWeight, PackedTiles
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64
 CONFIDENT_PASSES = 4

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cascade_engine.ops.bias import RelativeBias
-from cascade_engine.ops.cpu import LinearWeight, unpack_linear
+from cascade_engine.ops.weights import LinearWeight, unpack_linear
 
 
 class ReferenceCache:

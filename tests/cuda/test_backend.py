@@ -18,9 +18,9 @@ from cascade_engine.levels.tree import TokenTree
 from cascade_engine.models import llama
 from cascade_engine.models.llama import LlamaLayer, LlamaWeights
 from cascade_engine.ops import CudaBackend, LinearWeight, ReferenceOps, Sampler
-from cascade_engine.ops.cpu import unpack_linear
 from cascade_engine.ops.cuda import check_capability
 from cascade_engine.ops.launch import Launcher
+from cascade_engine.ops.weights import unpack_linear
 from cascade_engine.params import SamplingParams
 from cascade_engine.policy import FixedCascade, PlainDecoding
 from tests.cuda.support import BF16, F16, assert_same_bits

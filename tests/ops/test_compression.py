@@ -10,7 +10,7 @@ import torch
 
 from cascade_engine import _C
 from cascade_engine.ops import CpuBackend, LinearWeight, cpu
-from cascade_engine.ops.cpu import unpack_linear
+from cascade_engine.ops.weights import unpack_linear
 from tests.ops.native import every_isa
 from tests.ops.support import BF16, F32, I8, NativePass, assert_same_bits, cast
 

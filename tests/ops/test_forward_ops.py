@@ -11,8 +11,8 @@ import torch
 
 from cascade_engine.cache import pages_for
 from cascade_engine.ops import CpuBackend, LinearWeight, ReferenceOps, activation_dtype
-from cascade_engine.ops.cpu import unpack_linear
 from cascade_engine.ops.reference import ReferenceCache
+from cascade_engine.ops.weights import unpack_linear
 from tests.ops.native import every_isa
 from tests.ops.support import (
     BF16,

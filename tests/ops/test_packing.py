@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascade_engine.ops import CpuBackend, LinearWeight
-from cascade_engine.ops.cpu import unpack_linear
+from cascade_engine.ops.weights import unpack_linear
 from tests.ops.support import BF16, F32, I8, assert_same_bits, bits
 
 F16 = torch.float16
