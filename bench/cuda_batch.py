@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cascade_engine.gpu_kernels import ALTERNATIVES, NATIVE, TRITON, triton_version
-from cascade_engine.ops.cuda_program import NO_TREE, PAGE_TOKENS, ancestor_words
+from cascade_engine.ops.cuda_batch import NO_TREE, PAGE_TOKENS, ancestor_words
 from cascade_engine.ops.device_samplers import DeviceSamplers
 from cascade_engine.ops.launch import Launcher
 

@@ -15,7 +15,7 @@ from bench.cuda_row_cases import rms_norm_cases, rope_store_cases, swiglu_cases
 from bench.op_case import Case, Size, by_count, relative_error, sizes_of, tree_mask
 from bench.shapes import vocabulary_of
 from cascade_engine.gpu_kernels import TRITON
-from cascade_engine.ops.cuda_program import CHUNK, PAGE_TOKENS
+from cascade_engine.ops.cuda_batch import CHUNK, PAGE_TOKENS
 from cascade_engine.ops.launch import ELEMENT, STORE, Launcher, pack_tiles
 
 LINEAR_OUTPUTS, LINEAR_STEP = 128, 64

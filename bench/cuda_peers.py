@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cascade_engine.ops.cuda_program import PAGE_TOKENS
+from cascade_engine.ops.cuda_batch import PAGE_TOKENS
 
 WORKSPACE_BYTES = 128 << 20
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from bench.cuda_batch import batch_of, said, served_by
 from bench.op_case import EPS, Case, Size, by_count, relative_error, sizes_of
 from cascade_engine.gpu_kernels import NATIVE
-from cascade_engine.ops.cuda_program import PAGE_TOKENS
+from cascade_engine.ops.cuda_batch import PAGE_TOKENS
 from cascade_engine.ops.launch import ELEMENT, Launcher
 
 

@@ -19,7 +19,8 @@ from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend
 from cascade_engine.ops.cuda_action import MAX_ALONE, MAX_MATCH
-from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, host_floats, host_ints
+from cascade_engine.ops.cuda_batch import MAX_NODES, host_floats, host_ints
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_recorder import CudaRecorder
 from cascade_engine.ops.cuda_rejection import DeviceDistributions, RowRejection
 from cascade_engine.ops.cuda_review import CudaReview

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, Shape
+from cascade_engine.ops.cuda_batch import MAX_NODES, Shape
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_rejection import RejectionMemory
 from cascade_engine.ops.device_learned import DeviceLearned
 from cascade_engine.ops.device_table import NO_TABLE

@@ -11,7 +11,8 @@ import torch
 
 from cascade_engine.gpu_kernels import NATIVE, attention_kernel
 from cascade_engine.ops.bias import RelativeBias
-from cascade_engine.ops.cuda_program import Buffer, CudaProgram, Shape
+from cascade_engine.ops.cuda_batch import Buffer, Shape
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.launch import ADD, ELEMENT, GEGLU, RELU, ROUND, STORE, SWIGLU, Launcher
 from cascade_engine.ops.weights import LinearWeight
 

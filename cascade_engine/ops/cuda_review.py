@@ -9,7 +9,8 @@ import torch
 
 from cascade_engine import _C
 from cascade_engine.ops.cpu import CpuBackend
-from cascade_engine.ops.cuda_program import MAX_NODES, CudaProgram, Shape, host_floats, host_ints
+from cascade_engine.ops.cuda_batch import MAX_NODES, Shape, host_floats, host_ints
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_rejection import (
     DeviceDistributions,
     RejectionMemory,

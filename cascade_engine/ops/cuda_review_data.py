@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.ops.cuda_program import host_ints
+from cascade_engine.ops.cuda_batch import host_ints
 from cascade_engine.ops.launch import Launcher
 
 Tree = tuple[list[int], list[int], list[float]]

@@ -10,14 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from cascade_engine.ops.cuda_action import Memory
-from cascade_engine.ops.cuda_program import (
-    MAX_NODES,
-    PAGE_TOKENS,
-    CudaProgram,
-    Shape,
-    bucket,
-    logit_bucket,
-)
+from cascade_engine.ops.cuda_batch import MAX_NODES, PAGE_TOKENS, Shape, bucket, logit_bucket
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_review_data import REASONS
 from cascade_engine.ops.cuda_segment_action import (
     MAX_ROUNDS,

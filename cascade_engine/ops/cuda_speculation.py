@@ -19,13 +19,8 @@ from cascade_engine.ops.cuda_action import (
     Memory,
     Report,
 )
-from cascade_engine.ops.cuda_program import (
-    PAGE_TOKENS,
-    CudaProgram,
-    Shape,
-    bucket,
-    logit_bucket,
-)
+from cascade_engine.ops.cuda_batch import PAGE_TOKENS, Shape, bucket, logit_bucket
+from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_rejection import RowRejection
 from cascade_engine.ops.cuda_review_data import REASONS
 from cascade_engine.ops.device_actions import DeviceActions, halves

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cascade_engine import _C
-from cascade_engine.ops.cuda_program import NO_TREE, ancestor_words
+from cascade_engine.ops.cuda_batch import NO_TREE, ancestor_words
 from cascade_engine.ops.device_learned import DeviceLearned
 from cascade_engine.ops.device_table import device_table
 from cascade_engine.ops.launch import Launcher
