@@ -18,7 +18,8 @@ import torch
 from cascade_engine import _C
 from cascade_engine.errors import RequestError
 from cascade_engine.ops.cpu import CpuBackend
-from cascade_engine.ops.cuda_action import MAX_ALONE, MAX_MATCH
+from cascade_engine.ops.cuda_action import MAX_MATCH
+from cascade_engine.ops.cuda_action_data import MAX_ALONE
 from cascade_engine.ops.cuda_batch import MAX_NODES, host_floats, host_ints
 from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_recorder import CudaRecorder

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.ops.cuda_action import MAX_MATCH, CudaAction, Kind, Memory
+from cascade_engine.ops.cuda_action import MAX_MATCH, CudaAction
+from cascade_engine.ops.cuda_action_data import Kind, Memory
 from cascade_engine.ops.cuda_batch import MAX_NODES, Shape, bucket
 from cascade_engine.ops.launch import Launcher
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.ops.cuda_action import Memory
+from cascade_engine.ops.cuda_action_data import Memory
 from cascade_engine.ops.cuda_batch import MAX_NODES, PAGE_TOKENS, Shape, bucket, logit_bucket
 from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_review_data import REASONS

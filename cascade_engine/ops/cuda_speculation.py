@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cascade_engine.ops.cuda_action import (
-    ASKED,
-    MAX_ALONE,
-    Asked,
-    CudaAction,
-    Kind,
-    Memory,
-    Report,
-)
+from cascade_engine.ops.cuda_action import CudaAction
+from cascade_engine.ops.cuda_action_data import ASKED, MAX_ALONE, Asked, Kind, Memory, Report
 from cascade_engine.ops.cuda_batch import PAGE_TOKENS, Shape, bucket, logit_bucket
 from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.cuda_rejection import RowRejection

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from cascade_engine.ops.cuda_action import CudaAction, Kind, Memory
+from cascade_engine.ops.cuda_action import CudaAction
+from cascade_engine.ops.cuda_action_data import Kind, Memory
 from cascade_engine.ops.cuda_batch import Shape, bucket
 from cascade_engine.ops.cuda_program import CudaProgram
 from cascade_engine.ops.device_samplers import DeviceSamplers
