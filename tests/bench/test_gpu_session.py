@@ -62,12 +62,9 @@ esac
 
 
 def machine(folder: Path) -> dict[str, str]:
-    """Programs that stand for an interpreter with torch, a GPU's and a sanitizer."""
-    scripts = {"python": INTERPRETER, "nvidia-smi": "#!/bin/bash\necho a GPU\n"}
-    scripts["compute-sanitizer"] = '#!/bin/bash\nexec python "${@: -1}"\n'
-    for name, text in scripts.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    """A program that stands for an interpreter with torch on a GPU."""
+    (folder / "python").write_text(INTERPRETER)
+    (folder / "python").chmod(0o755)
     return {"PYTHON": str(folder / "python"), "FILES": "first.py second.py third.py"}
 
 
