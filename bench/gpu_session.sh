@@ -99,7 +99,7 @@ build() {
     -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/cascade_engine" &&
     cmake --build build/gpu-cmake --target _C -j "$(nproc)" || return
-  "$PYTHON" -c 'import cascade_engine.kernels' || ln -s ../kernels cascade_engine/kernels
+  "$PYTHON" -c 'import cascade_engine.kernels' 2>/dev/null || ln -s ../kernels cascade_engine/kernels
 }
 
 mkdir -p "$OUT"
