@@ -20,7 +20,7 @@ import torch
 
 from bench.measure import machine_facts, write_json
 from cascade_engine import Engine, PlainDecoding
-from cascade_engine.engine.loading import DTYPES
+from cascade_engine.engine.options import DTYPES
 from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.ops.cpu import default_threads
 from cascade_engine.tokenizer import Tokenizer

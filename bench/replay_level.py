@@ -34,7 +34,8 @@ from cascade_engine import (
     PlainDecoding,
     SamplingParams,
 )
-from cascade_engine.engine.loading import DTYPES, Loaded, LoadReport
+from cascade_engine.engine.loading import Loaded, LoadReport
+from cascade_engine.engine.options import DTYPES
 from cascade_engine.errors import CascadeError, RequestError
 from cascade_engine.levels import NeuralLevel, StatisticalLevel, TokenRows
 from cascade_engine.models.family import load_weights

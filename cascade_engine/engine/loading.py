@@ -10,10 +10,16 @@ from pathlib import Path
 
 import torch
 
-from cascade_engine.cache import PAGE_TOKENS, bytes_per_token, pages_for
-from cascade_engine.engine.options import DEVICE_DTYPES, DTYPES, UNUSED, LoadOptions
+from cascade_engine.cache import PAGE_TOKENS, pages_for
+from cascade_engine.engine.opening import (
+    OpenedModel,
+    opened,
+    shared_decoder_start,
+    shared_vocabulary,
+)
+from cascade_engine.engine.options import UNUSED, LoadOptions
 from cascade_engine.engine.self_draft import is_self_draft, self_draft_layers, self_draft_level
-from cascade_engine.errors import CapacityError, ConfigError, RequestError, VocabularyMismatch
+from cascade_engine.errors import CapacityError, RequestError
 from cascade_engine.levels import (
     DrafterLevel,
     EncoderDecoderLevel,
@@ -21,16 +27,14 @@ from cascade_engine.levels import (
     StatisticalLevel,
     TokenRows,
 )
-from cascade_engine.models.checkpoint import Checkpoint
 from cascade_engine.models.config import ModelConfig
 from cascade_engine.models.family import ModelWeights, load_weights, open_model
 from cascade_engine.models.t5 import T5Weights
-from cascade_engine.models.t5_config import T5Config, float16_refusal
-from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable, activation_dtype
+from cascade_engine.models.t5_config import T5Config
+from cascade_engine.ops import CpuBackend, CudaBackend, NgramTable
 from cascade_engine.tables import load_table, prebuilt_for
-from cascade_engine.tokenizer import Tokenizer, check_same_vocabulary
+from cascade_engine.tokenizer import Tokenizer
 
-STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 Progress = Callable[[str, int, int], None]
 
 
@@ -57,22 +61,6 @@ class Loaded:
     """Of an encoder-decoder: the first token that its decoder reads."""
 
 
-@dataclass(frozen=True)
-class _Model:
-    name: str
-    directory: Path
-    config: ModelConfig
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer | None
-    dtype: torch.dtype
-    note: str
-
-    def cache_bytes_per_token(self) -> int:
-        c = self.config
-        cached = activation_dtype(self.dtype)
-        return bytes_per_token(c.num_layers, c.num_kv_heads, c.head_dim, cached)
-
-
 def load_levels(
     target: str | PathLike[str],
     drafts: Sequence[str | PathLike[str]],
@@ -85,14 +73,14 @@ def load_levels(
         raise RequestError(f"drafts must be a list, got {str(drafts)!r}: put it into [ ]")
     backend = make_backend(options)
     others = [draft for draft in drafts if not is_self_draft(draft)]
-    models = [_open(path, options) for path in (target, *others)]
+    models = [opened(path, options) for path in (target, *others)]
     layers = [
         self_draft_layers(str(draft), models[0].name, models[0].config)
         for draft in drafts
         if is_self_draft(draft)
     ]
-    decoder_start = _shared_decoder_start(models)
-    vocab_size = _shared_vocabulary(models)
+    decoder_start = shared_decoder_start(models)
+    vocab_size = shared_vocabulary(models)
     tokenizer = models[0].tokenizer
     ngrams = _ngram_table(table, tokenizer, vocab_size, options)
     compressed = [options.compresses(m.name, m.dtype, m.checkpoint, backend) for m in models]
@@ -129,7 +117,7 @@ def load_levels(
 
 
 def _described(
-    model: _Model, weights: ModelWeights, compressed: bool, backend: CpuBackend | CudaBackend
+    model: OpenedModel, weights: ModelWeights, compressed: bool, backend: CpuBackend | CudaBackend
 ) -> str:
     """A model's line of the report."""
     dtype = str(model.dtype).removeprefix("torch.")
@@ -140,7 +128,7 @@ def _described(
 
 
 def _level(
-    model: _Model,
+    model: OpenedModel,
     weights: ModelWeights,
     backend: CpuBackend | CudaBackend,
     rows: TokenRows,
@@ -202,38 +190,6 @@ def _per_model(progress: Progress, name: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(name, done, total)
 
 
-def _open(path: str | PathLike[str], options: LoadOptions) -> _Model:
-    directory = Path(path)
-    config, checkpoint = open_model(directory)
-    stored = config.dtype or STORED_DTYPES[next(iter(checkpoint.bytes_by_dtype()))]
-    note = ""
-    supported = [DTYPES[name] for name in DEVICE_DTYPES[options.place]]
-    if options.dtype != "auto":
-        chosen = DTYPES[options.dtype]
-    elif stored in supported:
-        chosen = stored
-    elif options.place == "cpu":
-        chosen = torch.float32
-    else:
-        raise RequestError(
-            f"{directory.name} is stored as {str(stored).removeprefix('torch.')}, which device "
-            f"{options.place!r} does not compute in; pass dtype='bfloat16' or 'float16'"
-        )
-    if isinstance(config, T5Config) and config.gated and chosen == torch.float16:
-        raise ConfigError(f"{directory.name}: {float16_refusal('dtype float16')}")
-    if chosen != stored:
-        note = f" (checkpoint: {str(stored).removeprefix('torch.')})"
-    return _Model(
-        directory.resolve().name,
-        directory,
-        config,
-        checkpoint,
-        Tokenizer.load(directory),
-        chosen,
-        note,
-    )
-
-
 def _context(config: ModelConfig, wanted: int | None) -> int:
     """Tokens of a row. A T5 has relative positions, and so no limit but the one asked for."""
     if isinstance(config, T5Config):
@@ -241,44 +197,7 @@ def _context(config: ModelConfig, wanted: int | None) -> int:
     return min(config.max_positions, wanted or config.max_positions)
 
 
-def _shared_decoder_start(models: Sequence[_Model]) -> int | None:
-    """The decoders' first token, None for decoder-only models; all levels read one row, so that
-    they must be of one kind and start alike."""
-    kinds = {False: "a decoder-only LLaMA", True: "an encoder-decoder T5"}
-    target = models[0]
-    is_t5 = isinstance(target.config, T5Config)
-    for draft in models[1:]:
-        if isinstance(draft.config, T5Config) != is_t5:
-            raise ConfigError(
-                f"draft {draft.name} is {kinds[not is_t5]} and target {target.name} "
-                f"{kinds[is_t5]}: use a draft of the target's kind, with its vocabulary"
-            )
-    starts = [m.config.decoder_start_id for m in models if isinstance(m.config, T5Config)]
-    for draft, start in zip(models[1:], starts[1:], strict=False):
-        if start != starts[0]:
-            raise ConfigError(
-                f"draft {draft.name} has decoder_start_token_id {start}, target {target.name} "
-                f"{starts[0]}: use a draft that starts with the target's token"
-            )
-    return starts[0] if is_t5 else None
-
-
-def _shared_vocabulary(models: Sequence[_Model]) -> int:
-    """Tokens that every level knows: the target's tokenizer, or its embedding rows without one."""
-    target = models[0]
-    rows = target.config.vocab_size
-    vocab_size = rows if target.tokenizer is None else min(rows, target.tokenizer.vocab_size)
-    for draft in models[1:]:
-        check_same_vocabulary(target.tokenizer, draft.tokenizer, rows, draft.config.vocab_size)
-        if draft.config.vocab_size < vocab_size:
-            raise VocabularyMismatch(
-                f"draft {draft.name} has {draft.config.vocab_size} embedding rows, fewer than the "
-                f"{vocab_size} tokens of target {target.name}: use a draft with the same vocabulary"
-            )
-    return vocab_size
-
-
-def _cache_tokens(models: Sequence[_Model], context: int, options: LoadOptions) -> int:
+def _cache_tokens(models: Sequence[OpenedModel], context: int, options: LoadOptions) -> int:
     """Tokens that each level's cache holds, over all rows: as many as asked for or as fit."""
     per_token = sum(model.cache_bytes_per_token() for model in models)
     one_row = pages_for(context) * PAGE_TOKENS

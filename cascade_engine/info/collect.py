@@ -12,7 +12,7 @@ import torch
 
 from cascade_engine.build_info import build_info
 from cascade_engine.cache import PAGE_TOKENS, pages_for
-from cascade_engine.engine.loading import STORED_DTYPES
+from cascade_engine.engine.opening import STORED_DTYPES
 from cascade_engine.engine.options import DEVICE_DTYPES, DTYPES, LoadOptions
 from cascade_engine.errors import RequestError, VocabularyMismatch
 from cascade_engine.models.checkpoint import Checkpoint
