@@ -14,9 +14,9 @@ from cascade_engine.levels import NeuralLevel, Rejection, ReviewItem, TokenRows,
 from cascade_engine.ops import CudaBackend, Sampler
 from cascade_engine.ops.cuda_review import CudaReview
 from cascade_engine.ops.launch import Launcher
+from tests.cuda.engines import DRAWN, MODEL, make_engine
 from tests.cuda.support import BF16, cpu_function
 from tests.cuda.test_backend import SHAPE, on, random_row
-from tests.cuda.test_speculation import DRAWN, MODEL, make_engine
 from tests.cuda.test_vertical import Calls
 from tests.levels.test_draft_loop import random_sampler
 from tests.models.support import random_llama

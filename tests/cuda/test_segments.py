@@ -16,9 +16,9 @@ from cascade_engine.levels import SegmentItem, Segments, StatisticalLevel
 from cascade_engine.ops import NgramTable, Sampler
 from cascade_engine.ops.cuda_segments import CudaSegments
 from cascade_engine.ops.launch import Launcher
+from tests.cuda.engines import DRAWN, GREEDY, MODEL, make_engine
 from tests.cuda.support import BF16
 from tests.cuda.test_backend import SHAPE, make_level, random_row
-from tests.cuda.test_speculation import DRAWN, GREEDY, MODEL, make_engine
 from tests.levels.test_draft_loop import GREEDY as SAMPLER
 from tests.levels.test_draft_loop import random_sampler
 from tests.levels.test_segments import Pair

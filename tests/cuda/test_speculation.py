@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
-from cascade_engine.engine import loading
+from cascade_engine import FixedCascade, PlainDecoding, SamplingParams
 from cascade_engine.levels import (
     LogprobRequest,
     Proposal,
@@ -21,25 +20,16 @@ from cascade_engine.levels import (
     Speculation,
     StatisticalLevel,
 )
-from cascade_engine.ops import CudaBackend, CudaSpeculation, Sampler
+from cascade_engine.ops import CudaSpeculation, Sampler
 from cascade_engine.ops.launch import Launcher
 from cascade_engine.trace import load
+from tests.cuda.engines import DRAWN, GREEDY, MODEL, make_engine
 from tests.cuda.support import BF16, RecordingLauncher
 from tests.cuda.test_backend import SHAPE, make_level, random_row
-from tests.engine.test_tracing import check_statistics, replayed
+from tests.engine.traced import check_statistics, replayed
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
 from tests.ops.test_drafter import small_table
-
-MODEL: dict[str, Any] = {
-    "head_dim": 8,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 40,
-    "vocab_size": 40,
-}
 
 
 @pytest.fixture
@@ -58,15 +48,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool, int, int]]
     return calls
 
 
-def make_engine(
-    path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> Engine:
-    backend = CudaBackend("cuda", 1, launcher)
-    monkeypatch.setattr(loading, "make_backend", lambda _: backend)
-    monkeypatch.setattr(loading, "_memory", lambda place: 1 << 26)
-    return Engine.load(path, device="cuda", dtype="bfloat16", max_rows=3, **options)
-
-
 class Heard:
     """What policies that learn hear of reviews."""
 
@@ -82,10 +63,6 @@ class Heard:
 
     def reviewed(self, *heard: Any) -> None:
         self.fed.append(heard[4])
-
-
-GREEDY = {"temperature": 0.0}
-DRAWN = {"temperature": 0.8, "seed": 3, "top_k": 7, "repetition_penalty": 1.3}
 
 
 @pytest.mark.parametrize(("tree", "params"), [(0, GREEDY), (12, DRAWN), (0, DRAWN), (12, GREEDY)])

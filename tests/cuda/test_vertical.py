@@ -25,9 +25,9 @@ from cascade_engine.ops.cuda_review import CudaReview
 from cascade_engine.ops.cuda_segments import CudaSegments
 from cascade_engine.ops.device_rows import DeviceRows
 from cascade_engine.ops.launch import Launcher
+from tests.cuda.engines import DRAWN, GREEDY, MODEL, make_engine
 from tests.cuda.support import BF16
 from tests.cuda.test_backend import SHAPE, make_level, random_row
-from tests.cuda.test_speculation import DRAWN, GREEDY, MODEL, make_engine
 from tests.models.support import random_llama
 from tests.ops.support import random_weights
 
