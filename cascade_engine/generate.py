@@ -259,7 +259,7 @@ def _summarise(result: Generation, params: SamplingParams) -> None:
 
 
 def _warm_up(engine: Engine, prompt: str | Sequence[int], params: SamplingParams) -> None:
-    """First passes touch memory for the first time: neither side of a comparison is to pay it."""
+    """First passes touch new memory, which neither side of a comparison is to pay for."""
     tokens = min(params.max_tokens, 24)
     engine.generate([prompt], replace(params, n=1, max_tokens=tokens, min_tokens=0))
     engine.clear_cache()
