@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from cascade_engine.errors import TokenizerError
 
@@ -66,6 +67,14 @@ class StreamDecoder:
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that these tokens complete."""
         return "".join([self.text(token) for token in token_ids])
+
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
+        """`text` of each of these tokens."""
+        if not self._at_start and not self._in_run:
+            known = [*map(self._surfaces.texts.get, token_ids)]
+            if None not in known:
+                return cast(list[str], known)
+        return [self.text(token) for token in token_ids]
 
     def text(self, token: int) -> str:
         """The text that the next token completes. A cut-off character is kept back until the next

@@ -177,6 +177,22 @@ class StopChecker:
         self._shown.append(text)
         return Release(text)
 
+    def push_all(self, token_ids: Sequence[int]) -> list[str]:
+        """Takes the request's next tokens, up to one that stops it (`reason`); what each of them
+        releases."""
+        may_end = self._strings.stops or not self._end_ids.isdisjoint(token_ids)
+        if not may_end and self.reason is None and self._decoder is not None:
+            texts = self._decoder.texts(token_ids)
+            self._shown += texts
+            self.num_tokens += len(texts)
+            return texts
+        texts = []
+        for token in token_ids:
+            texts.append(self.push(token).text)
+            if self.reason is not None:
+                break
+        return texts
+
     def has_end(self, token_ids: Sequence[int], before: int) -> bool:
         """Whether one of these tokens ends the request by itself; `before` of the request's tokens
         stand before them."""

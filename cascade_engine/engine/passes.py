@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 from cascade_engine.cache import PAGE_TOKENS, pages_for
 from cascade_engine.engine.items import draft_item, review_item
@@ -11,7 +11,7 @@ from cascade_engine.engine.roster import Roster
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.segmenting import Taken
 from cascade_engine.engine.speculating import Speculating
-from cascade_engine.engine.stats import EngineStats
+from cascade_engine.engine.stats import EngineStats, Reviewed
 from cascade_engine.engine.watching import Audience
 from cascade_engine.errors import DecodingError
 from cascade_engine.levels import (
@@ -218,14 +218,14 @@ class Passes:
         return [row for row in rows if row.slot != NO_SLOT]
 
     def _count_review(self, row: Row, item: ReviewItem, verdict: Verdict) -> None:
-        accepted = verdict.num_accepted
-        sources: Sequence[int] = row.sources[row.final - len(row.prompt) :]
-        positions: Sequence[int] = range(len(sources))
-        kept: Container[int] = range(accepted)
-        if item.tree is not None:
-            sources, positions, kept = item.tree.sources, item.tree.depths, set(verdict.path)
+        tree = item.tree
+        if tree is None:
+            sources = row.sources[row.final - len(row.prompt) :]
+            review = Reviewed(sources, range(len(sources)), range(verdict.num_accepted))
+        else:
+            review = Reviewed(tree.sources, tree.depths, verdict.path)
         for reviews in (self._stats.reviews, row.stats.reviews):
-            reviews.add(sources, positions, kept, accepted)
+            reviews.add(review)
 
     def _review_items(self, level: int, reviews: Sequence[tuple[Row, Review]]) -> list[ReviewItem]:
         """The rows' drafts as chains or trees. Branches never cost another row its pages: they fit

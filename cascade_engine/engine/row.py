@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
 
 from cascade_engine.cache import NO_TOKENS, extend_keys, prefix_key
-from cascade_engine.engine.results import Piece, RunStats, StepOutput
+from cascade_engine.engine.results import Piece, RunStats, StepOutput, piece_of
 from cascade_engine.levels import (
     MAX_NODES,
     ROOT,
@@ -265,16 +266,14 @@ class Row:
     def emit(self, token_ids: list[int]) -> StepOutput:
         """Makes the row's last tokens final, up to a stop; ends the row there or at its limit."""
         sources = self.sources[self.length - len(token_ids) - len(self.prompt) :]
-        logprobs = self.logprobs or [None] * len(token_ids)
-        pieces: list[Piece] = []
-        finish = None
-        for token, source, each in zip(token_ids, sources, logprobs, strict=False):
-            text, stopped, _ = self.stops.push(token)
-            pieces.append(Piece(text, token, source, each))
-            self.stats.levels[source].accepted += 1
-            if stopped:
-                finish = "stop"
-                break
+        texts = self.stops.push_all(token_ids)
+        logprobs: Iterable[TokenLogprobs | None] = self.logprobs or repeat(None)
+        pieces = [*map(piece_of, zip(texts, token_ids, sources, logprobs, strict=False))]
+        if len(texts) < len(sources):
+            del sources[len(texts) :]
+        for level in set(sources):
+            self.stats.levels[level].accepted += sources.count(level)
+        finish = None if self.stops.reason is None else "stop"
         if finish is None and self.length >= self.limit:
             last = self.stops.finish()
             pieces[-1] = pieces[-1]._replace(text=pieces[-1].text + last.text)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
+
+NOTED = 256
+"""Reviews that are counted together."""
 
 
 @dataclass
@@ -18,13 +23,39 @@ class PositionCounts:
     """Of those, how many it kept."""
 
 
+class Reviewed(NamedTuple):
+    """A target review of drafted tokens: token i was drafted by level `sources[i]` for draft
+    position `positions[i]`; those of `kept` were accepted."""
+
+    sources: Sequence[int]
+    positions: Sequence[int]
+    kept: Collection[int]
+
+
 class ReviewCounts:
-    """Target reviews and what they kept. Tokens count as reviewed, also behind a stop."""
+    """Target reviews and what they kept. Tokens count as reviewed, also behind a stop.
+
+    A review is noted as it is; notes are counted together, where they are many or asked for.
+    """
 
     def __init__(self, levels: int) -> None:
-        self.levels = [PositionCounts() for _ in range(levels)]
+        self._levels = [PositionCounts() for _ in range(levels)]
         self.tokens_per_pass: list[int] = []
         """tokens_per_pass[k]: target reviews of a row that gave k + 1 tokens."""
+        self._noted: list[Reviewed] = []
+
+    def add(self, review: Reviewed) -> None:
+        """Keeps the review, which must not change any more."""
+        _add(self.tokens_per_pass, len(review.kept), 1)
+        if review.sources:
+            self._noted.append(review)
+            if len(self._noted) >= NOTED:
+                self._count()
+
+    @property
+    def levels(self) -> list[PositionCounts]:
+        self._count()
+        return self._levels
 
     @property
     def tokens_per_review(self) -> float:
@@ -33,22 +64,14 @@ class ReviewCounts:
         tokens = sum((i + 1) * count for i, count in enumerate(self.tokens_per_pass))
         return tokens / reviews if reviews else 0.0
 
-    def add(
-        self,
-        sources: Sequence[int],
-        positions: Sequence[int],
-        kept: Container[int],
-        num_accepted: int,
-    ) -> None:
-        """A target review of drafted tokens: token i was drafted by level `sources[i]` for draft
-        position `positions[i]`, and is one of `kept` if it was accepted."""
-        _add(self.tokens_per_pass, num_accepted)
-        levels = [(counts.drafted, counts.accepted) for counts in self.levels]
-        for i, (level, position) in enumerate(zip(sources, positions, strict=True)):
-            drafted, accepted = levels[level]
-            _add(drafted, position)
-            if i in kept:
-                _add(accepted, position)
+    def _count(self) -> None:
+        noted, self._noted = self._noted, []
+        drafted = Counter(chain.from_iterable(map(_by_level, noted)))
+        accepted = Counter(chain.from_iterable(map(_kept_by_level, noted)))
+        for (level, position), count in drafted.items():
+            _add(self._levels[level].drafted, position, count)
+        for (level, position), count in accepted.items():
+            _add(self._levels[level].accepted, position, count)
 
 
 @dataclass
@@ -106,9 +129,17 @@ class EngineStats:
         }
 
 
-def _add(counts: list[int], index: int) -> None:
-    try:
-        counts[index] += 1
-    except IndexError:
-        counts += [0] * (index - len(counts))
-        counts.append(1)
+def _by_level(review: Reviewed) -> Iterable[tuple[int, int]]:
+    """(level, position) of each token."""
+    return zip(review.sources, review.positions, strict=True)
+
+
+def _kept_by_level(review: Reviewed) -> Iterable[tuple[int, int]]:
+    sources, positions, kept = review
+    return zip(map(sources.__getitem__, kept), map(positions.__getitem__, kept), strict=True)
+
+
+def _add(counts: list[int], index: int, count: int) -> None:
+    if index >= len(counts):
+        counts += [0] * (index + 1 - len(counts))
+    counts[index] += count

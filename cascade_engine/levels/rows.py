@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,9 +61,10 @@ class TokenRows:
 
     def write(self, slot: int, token_ids: Sequence[int], source: int = 0) -> None:
         """Starts a row over with `token_ids`, of which an encoder reads the first `source`."""
-        self.sources[slot] = source
+        self._source_memory[slot] = source
         self.starts[slot] += 1
-        self.tokens[slot, : len(token_ids)] = torch.tensor(token_ids, dtype=torch.int32)
+        first = slot * self.capacity
+        self._memory[first : first + len(token_ids)] = array("i", token_ids)
 
     def append(
         self, slot: int, length: int, token_ids: Sequence[int], probs: Sequence[float]
