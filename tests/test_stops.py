@@ -215,6 +215,28 @@ def test_drafts_are_looked_through_for_ends_that_count() -> None:
     assert checker(eos_ids=[2]).has_end([0, 2], before=0)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_many_tokens_at_once_are_as_many_one_by_one(seed: int) -> None:
+    """Breaks when tokens at once end behind another token, or release another text."""
+    rng = random.Random(seed)
+    text = "".join(rng.choices(ALPHABET, k=60))
+    tokens = tokens_of(rng, text) + [EOS] * (seed % 3) + tokens_of(rng, text)
+    options = {"stop_ids": [EOS] if seed % 2 else [], "min_tokens": rng.choice([0, 3, 80])}
+    stops = ["€🙂a", "bb"] if seed % 5 == 0 else []
+    alone, together = checker(stops, **options), checker(stops, **options)
+    expected = []
+    for token in tokens:
+        expected.append(alone.push(token).text)
+        if alone.reason is not None:
+            break
+    found: list[str] = []
+    while together.reason is None and len(found) < len(tokens):
+        found += together.push_all(tokens[len(found) :][: rng.randint(1, 9)])
+    assert found == expected
+    assert (together.reason, together.text) == (alone.reason, alone.text)
+    assert together.num_tokens == alone.num_tokens
+
+
 def test_a_cut_off_character_can_be_the_stop() -> None:
     check = checker(["\ufffd"])
     assert check.push(1 + 0xE2) == Release("")

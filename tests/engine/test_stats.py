@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cascade_engine import Engine, FixedCascade, SamplingParams
-from cascade_engine.engine.stats import EngineStats, ReviewCounts, Reviewed
+from cascade_engine.engine.stats import NOTED, EngineStats, ReviewCounts, Reviewed
 from tests.data import data_path
 
 PROMPTS = ["Once upon a time, there was a little girl", "Tom and Sam went to the park. Tom"]
@@ -27,6 +27,20 @@ def test_a_review_by_hand() -> None:
     drafted, accepted = zip(*((c.drafted, c.accepted) for c in counts.levels), strict=True)
     assert drafted == ([], [2, 2], [1, 1, 1])
     assert accepted == ([], [], [1, 1])
+
+
+def test_what_is_noted_is_counted_once() -> None:
+    """Breaks when reviews are lost or counted twice where notes become too many, or between two
+    looks at the counts."""
+    counts = ReviewCounts(2)
+    for i in range(2 * NOTED + 5):
+        counts.add(Reviewed([1, 1], range(2), range(i % 3)))
+        if i == NOTED + 2:
+            assert counts.levels[1].drafted == [i + 1, i + 1]
+    reviews = 2 * NOTED + 5
+    assert counts.levels[1].drafted == [reviews, reviews]
+    assert counts.levels[1].accepted == [reviews - (reviews + 2) // 3, reviews // 3]
+    assert sum(counts.tokens_per_pass) == reviews
 
 
 def test_a_reset_forgets_all() -> None:
