@@ -130,3 +130,17 @@ def test_a_request_knows_nothing_of_others() -> None:
         assert report["levels"][1]["reviewed_by_position"] == [10] * 7
         assert report["levels"][1]["accepted_by_position"] == [10] * 7
         assert report["levels"][2]["reviewed_by_position"] == []
+
+
+def test_tokens_behind_a_stop_are_nobodys() -> None:
+    """The all-knowing draft of 7, and a stop amid the second review: breaks when drafts that the
+    target kept behind the stop count as emitted."""
+    target = data_path("stories260k")
+    engine = Engine.load(target, [target], policy=FixedCascade([[7, 0], [0, 0]]))
+    (whole,) = engine.generate(PROMPTS[:1], SamplingParams(max_tokens=30, ignore_eos=True))
+    stop = next(i for i in range(10, 15) if whole.token_ids[i] not in whole.token_ids[:i])
+    params = SamplingParams(max_tokens=30, ignore_eos=True, stop_token_ids=[whole.token_ids[stop]])
+    (result,) = engine.generate(PROMPTS[:1], params)
+    assert result.token_ids == whole.token_ids[: stop + 1]
+    accepted = [level.accepted for level in result.stats.levels]
+    assert accepted == [result.sources.count(level) for level in range(3)]
