@@ -11,7 +11,7 @@ from cascade_engine.engine.roster import Roster
 from cascade_engine.engine.row import NO_SLOT, Row
 from cascade_engine.engine.segmenting import Taken
 from cascade_engine.engine.speculating import Speculating
-from cascade_engine.engine.stats import EngineStats, Reviewed
+from cascade_engine.engine.stats import EngineStats
 from cascade_engine.engine.watching import Audience
 from cascade_engine.errors import DecodingError
 from cascade_engine.levels import (
@@ -218,14 +218,13 @@ class Passes:
         return [row for row in rows if row.slot != NO_SLOT]
 
     def _count_review(self, row: Row, item: ReviewItem, verdict: Verdict) -> None:
-        tree = item.tree
-        if tree is None:
-            sources = row.sources[row.final - len(row.prompt) :]
-            review = Reviewed(sources, range(len(sources)), range(verdict.num_accepted))
-        else:
-            review = Reviewed(tree.sources, tree.depths, verdict.path)
+        sources: Sequence[int] = row.sources[row.final - len(row.prompt) :]
+        positions: Sequence[int] = range(len(sources))
+        kept: Sequence[int] = range(verdict.num_accepted)
+        if item.tree is not None:
+            sources, positions, kept = item.tree.sources, item.tree.depths, verdict.path
         for reviews in (self._stats.reviews, row.stats.reviews):
-            reviews.add(review)
+            reviews.add(sources, positions, kept)
 
     def _review_items(self, level: int, reviews: Sequence[tuple[Row, Review]]) -> list[ReviewItem]:
         """The rows' drafts as chains or trees. Branches never cost another row its pages: they fit

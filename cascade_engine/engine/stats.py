@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from typing import Any, NamedTuple
 
-NOTED = 256
-"""Reviews that are counted together."""
+NOTED = 4096
+"""Tokens that are counted together."""
 
 
 @dataclass
@@ -23,33 +22,44 @@ class PositionCounts:
     """Of those, how many it kept."""
 
 
-class Reviewed(NamedTuple):
-    """A target review of drafted tokens: token i was drafted by level `sources[i]` for draft
-    position `positions[i]`; those of `kept` were accepted."""
+class Noted(NamedTuple):
+    """Tokens that are yet to be counted: of each its level and its draft position."""
 
-    sources: Sequence[int]
-    positions: Sequence[int]
-    kept: Collection[int]
+    levels: list[int]
+    positions: list[int]
+
+    def add(self, levels: Iterable[int], positions: Iterable[int]) -> None:
+        self.levels.extend(levels)
+        self.positions.extend(positions)
+
+    def take(self) -> Counter[tuple[int, int]]:
+        counts = Counter(zip(self.levels, self.positions, strict=True))
+        self.levels.clear()
+        self.positions.clear()
+        return counts
 
 
 class ReviewCounts:
     """Target reviews and what they kept. Tokens count as reviewed, also behind a stop.
 
-    A review is noted as it is; notes are counted together, where they are many or asked for.
+    Tokens are noted, and counted together where they are many or asked for.
     """
 
     def __init__(self, levels: int) -> None:
         self._levels = [PositionCounts() for _ in range(levels)]
         self.tokens_per_pass: list[int] = []
         """tokens_per_pass[k]: target reviews of a row that gave k + 1 tokens."""
-        self._noted: list[Reviewed] = []
+        self._drafted = Noted([], [])
+        self._accepted = Noted([], [])
 
-    def add(self, review: Reviewed) -> None:
-        """Keeps the review, which must not change any more."""
-        _add(self.tokens_per_pass, len(review.kept), 1)
-        if review.sources:
-            self._noted.append(review)
-            if len(self._noted) >= NOTED:
+    def add(self, sources: Sequence[int], positions: Sequence[int], kept: Collection[int]) -> None:
+        """A target review of drafted tokens: token i was drafted by level `sources[i]` for draft
+        position `positions[i]`; those of `kept` were accepted."""
+        _add(self.tokens_per_pass, len(kept), 1)
+        if sources:
+            self._drafted.add(sources, positions)
+            self._accepted.add(map(sources.__getitem__, kept), map(positions.__getitem__, kept))
+            if len(self._drafted.levels) >= NOTED:
                 self._count()
 
     @property
@@ -65,12 +75,9 @@ class ReviewCounts:
         return tokens / reviews if reviews else 0.0
 
     def _count(self) -> None:
-        noted, self._noted = self._noted, []
-        drafted = Counter(chain.from_iterable(map(_by_level, noted)))
-        accepted = Counter(chain.from_iterable(map(_kept_by_level, noted)))
-        for (level, position), count in drafted.items():
+        for (level, position), count in self._drafted.take().items():
             _add(self._levels[level].drafted, position, count)
-        for (level, position), count in accepted.items():
+        for (level, position), count in self._accepted.take().items():
             _add(self._levels[level].accepted, position, count)
 
 
@@ -127,16 +134,6 @@ class EngineStats:
                 for level, counts in zip(self.levels, self.reviews.levels, strict=True)
             ],
         }
-
-
-def _by_level(review: Reviewed) -> Iterable[tuple[int, int]]:
-    """(level, position) of each token."""
-    return zip(review.sources, review.positions, strict=True)
-
-
-def _kept_by_level(review: Reviewed) -> Iterable[tuple[int, int]]:
-    sources, positions, kept = review
-    return zip(map(sources.__getitem__, kept), map(positions.__getitem__, kept), strict=True)
 
 
 def _add(counts: list[int], index: int, count: int) -> None:

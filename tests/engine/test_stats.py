@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cascade_engine import Engine, FixedCascade, SamplingParams
-from cascade_engine.engine.stats import NOTED, EngineStats, ReviewCounts, Reviewed
+from cascade_engine.engine.stats import NOTED, EngineStats, ReviewCounts
 from tests.data import data_path
 
 PROMPTS = ["Once upon a time, there was a little girl", "Tom and Sam went to the park. Tom"]
@@ -20,8 +20,8 @@ def test_a_review_by_hand() -> None:
     kept; then a chain of two of which none is."""
     counts = ReviewCounts(3)
     assert counts.tokens_per_review == 0.0
-    counts.add(Reviewed([1, 2, 1, 2, 2], [0, 0, 1, 1, 2], [1, 3]))
-    counts.add(Reviewed([1, 1], range(2), range(0)))
+    counts.add([1, 2, 1, 2, 2], [0, 0, 1, 1, 2], [1, 3])
+    counts.add([1, 1], range(2), range(0))
     assert counts.tokens_per_pass == [1, 0, 1]
     assert counts.tokens_per_review == 2.0
     drafted, accepted = zip(*((c.drafted, c.accepted) for c in counts.levels), strict=True)
@@ -34,7 +34,7 @@ def test_what_is_noted_is_counted_once() -> None:
     looks at the counts."""
     counts = ReviewCounts(2)
     for i in range(2 * NOTED + 5):
-        counts.add(Reviewed([1, 1], range(2), range(i % 3)))
+        counts.add([1, 1], range(2), range(i % 3))
         if i == NOTED + 2:
             assert counts.levels[1].drafted == [i + 1, i + 1]
     reviews = 2 * NOTED + 5
@@ -47,7 +47,7 @@ def test_a_reset_forgets_all() -> None:
     stats = EngineStats(["a", "b"])
     fresh = stats.snapshot()
     stats.count_pass(1, 2, 0.5)
-    stats.reviews.add(Reviewed([1], [0], [0]))
+    stats.reviews.add([1], [0], [0])
     stats.requests["added"] += 1
     counted = stats.snapshot()
     assert counted["levels"][1] == {
