@@ -119,7 +119,7 @@ class StepOutput:
     request_id: str
     index: int
     """Which of the request's `n` samples."""
-    prompt_token_ids: tuple[int, ...] = field(repr=False)
+    prompt_token_ids: list[int] = field(repr=False)
     seed: int
     """The seed in force, given or drawn; samples of one request share it."""
     stats: RunStats = field(repr=False)
@@ -149,7 +149,7 @@ class Generation:
 
     request_id: str
     index: int
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: list[int]
     pieces: list[Piece] = field(repr=False)
     finish_reason: str | None
     """"stop" (an end-of-sequence token, a stop token or string), "length" (max_tokens or the

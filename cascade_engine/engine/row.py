@@ -89,9 +89,9 @@ class Row:
     """Of the tokens that the last target review left, where they are asked for."""
 
     @functools.cached_property
-    def prompt_token_ids(self) -> tuple[int, ...]:
-        """What the request gave as its prompt; every output holds it."""
-        return self.prompt[: self.source] if self.source else self.prompt
+    def prompt_token_ids(self) -> list[int]:
+        """What the request gave as its prompt; every output holds it, and may change it."""
+        return [*(self.prompt[: self.source] if self.source else self.prompt)]
 
     def extend_keys(self, tokens: Sequence[int]) -> None:
         """Adds the keys of the next whole pages, whose tokens are `tokens`; a rest is left out."""

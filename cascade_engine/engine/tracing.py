@@ -70,7 +70,7 @@ class Tracing(Watcher):
         for row in rows:
             number = self._numbers[row] = self._rows
             self._rows += 1
-            prompt = row.prompt_token_ids
+            prompt = row.prompt[: row.source] if row.source else row.prompt
             emitted: Sequence[int] = row.tokens[len(row.prompt) :]
             if row.slot != NO_SLOT:
                 emitted = self._tokens.read(row.slot, len(row.prompt), row.final)

@@ -47,7 +47,7 @@ def test_logprobs_are_those_of_transformers(processed: bool) -> None:
     result = engine.generate(PROMPT, params)[0]
     assert result.logprobs is not None
     model = LlamaForCausalLM.from_pretrained(data_path("stories260k"), dtype=torch.float32).eval()
-    row = torch.tensor([[*result.prompt_token_ids, *result.token_ids]])
+    row = torch.tensor([result.prompt_token_ids + result.token_ids])
     with torch.no_grad():
         logits = model(row).logits[0]
     chain = LogitsProcessorList(

@@ -222,10 +222,18 @@ def test_what_cannot_be_forked(engine: Engine) -> None:
 
 def test_outputs_hold_nothing_that_the_engine_decodes_with(engine: Engine) -> None:
     """Breaks when they hold a list of the row's, or each a copy of its own."""
-    engine.add_request(PROMPT, SamplingParams(max_tokens=2, ignore_eos=True))
-    first, second = (out for _ in range(2) for out in engine.step())
-    assert first.prompt_token_ids is second.prompt_token_ids
-    assert first.prompt_token_ids == tuple(PROMPT)
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    (expected,) = engine.generate([PROMPT], params)
+    engine.add_request(PROMPT, params)
+    (first,) = engine.step()
+    assert first.prompt_token_ids == PROMPT
+    first.prompt_token_ids.clear()
+    outputs = [first]
+    while outputs[-1].finish_reason is None:
+        outputs += engine.step()
+    assert outputs[-1].prompt_token_ids is first.prompt_token_ids
+    assert [piece.token_id for out in outputs for piece in out.pieces] == expected.token_ids
+    assert expected.prompt_token_ids == PROMPT
 
 
 def test_nothing_of_an_aborted_request_is_delivered(engine: Engine) -> None:

@@ -242,6 +242,6 @@ def test_an_input_that_does_not_fit(models: dict[str, Path]) -> None:
     assert Engine.load(models["v1.0"], max_rows=1).neural[0].context == 1024
     assert len(wide.generate([5] * 1500, SamplingParams(max_tokens=3, ignore_eos=True))) == 1
     result = engine.generate([5] * 48, SamplingParams(max_tokens=5, ignore_eos=True))[0]
-    assert (result.prompt_token_ids, result.stats.prompt_tokens) == ((5,) * 48, 48)
+    assert (result.prompt_token_ids, result.stats.prompt_tokens) == ([5] * 48, 48)
     assert len(result.token_ids) == 1
     assert result.finish_reason == "length"

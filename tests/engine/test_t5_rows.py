@@ -41,7 +41,7 @@ def test_a_decoder_prefix_is_gone_on_from(models: dict[str, Path], padding: str 
     results = engine.generate([prompt] * len(cuts), each)
     assert [r.token_ids for r in results] == [whole[cut:] for cut in cuts]
     assert [r.stats.prompt_tokens for r in results] == [len(prompt) + cut for cut in cuts]
-    assert results[-1].prompt_token_ids == tuple(prompt)
+    assert results[-1].prompt_token_ids == prompt
 
 
 def test_a_decoder_prefix_is_that_of_transformers(models: dict[str, Path]) -> None:

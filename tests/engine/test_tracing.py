@@ -258,7 +258,7 @@ def test_an_encoder_decoder(tmp_path: Path) -> None:
     history = load(tmp_path / "trace.jsonl")
     check_statistics(history, engine)
     for row, result, prompt in zip(history.rows, results, PROMPTS, strict=True):
-        assert row.prompt == list(result.prompt_token_ids)
+        assert row.prompt == result.prompt_token_ids
         assert row.text.split() == prompt.split()
         assert replayed(row) == result.token_ids
 
