@@ -18,6 +18,7 @@ from cascade_engine.levels.rows import Rejection
 from cascade_engine.levels.tree import TokenTree
 from cascade_engine.ops import CudaBackend, CudaSpeculation, Sampler
 from cascade_engine.ops.launch import Launcher
+from tests.cuda import engines
 from tests.cuda.support import BF16, RecordingLauncher, cpu_function
 from tests.cuda.test_backend import SHAPE, on, random_row
 from tests.models.support import random_llama
@@ -95,15 +96,7 @@ def test_verdicts_are_those_of_the_rule(run: Launcher) -> None:
                 level.rows.write(slot, [[*prompts[0], *drafts], *prompts[1:]][slot])
 
 
-MODEL: dict[str, Any] = {
-    "head_dim": 8,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 40,
-    "vocab_size": 97,
-}
+MODEL = {**engines.MODEL, "vocab_size": 97}
 CASCADES = {
     "statistics": (0, FixedCascade([[4]])),
     "trees": (0, FixedCascade([[4]], tree=10)),

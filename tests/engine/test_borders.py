@@ -8,46 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade_engine import Engine, FixedCascade, PlainDecoding, SamplingParams
+from cascade_engine import Engine, FixedCascade, SamplingParams
 from cascade_engine.errors import DecodingError
 from tests.data import data_path
+from tests.engine.borders import PROMPTS, TARGET, TREE, run
 from tests.engine.test_surface import everything
 from tests.models.support import random_llama
 
-TARGET = data_path("stories260k")
-PROMPTS = [
-    "Once upon a time, there was a little girl named Lily. She loved to play with her dog.",
-    "Tom and Sam went to the park. They saw a big dog. The dog was big. The dog",
-]
 CHAIN_ALONE = FixedCascade([[5]])
-CHAIN = FixedCascade([[6, 3], [0, 8]])
-TREE = FixedCascade([[4, 0], [0, 4]], tree=(48, 12), siblings=3)
-
-
-@pytest.fixture(scope="module")
-def plain() -> Engine:
-    return Engine.load(TARGET, policy=PlainDecoding(), reuse_cache=False, threads=1)
-
-
-@pytest.fixture(scope="module")
-def cascade() -> Engine:
-    return Engine.load(TARGET, [data_path("llama2xs")], threads=1, max_rows=4)
-
-
-def run(engine: Engine) -> tuple[dict[str, list[int]], list[DecodingError]]:
-    """All tokens by request, and what was raised on the way."""
-    tokens: dict[str, list[int]] = {}
-    errors: list[DecodingError] = []
-    while engine.has_work():
-        try:
-            outputs = engine.step()
-        except DecodingError as error:
-            errors.append(error)
-            continue
-        for out in outputs:
-            tokens.setdefault(out.request_id, []).extend(out.token_ids)
-        engine.check_integrity()
-    return tokens, errors
 
 
 @pytest.mark.parametrize("abort", [False, True])

@@ -8,23 +8,12 @@ from typing import Any
 
 import pytest
 
-from cascade_engine import Engine, PlainDecoding, SamplingParams
+from cascade_engine import Engine, SamplingParams
 from cascade_engine.policy import Policy
-from tests.data import data_path
-from tests.engine.test_borders import CHAIN, PROMPTS, TARGET, TREE, run
+from tests.engine.borders import CHAIN, PROMPTS, TARGET, TREE, run
 from tests.engine.test_surface import everything
 
 DRAFTING = pytest.mark.parametrize("policy", [CHAIN, TREE], ids=["chain", "tree"])
-
-
-@pytest.fixture(scope="module")
-def plain() -> Engine:
-    return Engine.load(TARGET, policy=PlainDecoding(), reuse_cache=False, threads=1)
-
-
-@pytest.fixture(scope="module")
-def cascade() -> Engine:
-    return Engine.load(TARGET, [data_path("llama2xs")], threads=1, max_rows=4)
 
 
 class OnlyAnswers:
