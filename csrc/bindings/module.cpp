@@ -11,7 +11,7 @@ namespace {
 py::dict build_info() {
   py::dict info;
   py::list cpu;
-  for (const char* name : {"avx512bf16", "avx512", "avx2", "portable"})
+  for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "portable"})
     if (ce::kernels_for(name) != nullptr) cpu.append(name);
   info["cpu_supported"] = cpu;
   info["cpu_default"] = ce::default_kernels().name;

@@ -2,6 +2,14 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(CE_HAVE_AMX)
+#include <cpuid.h>
+#endif
+#if defined(CE_HAVE_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "ce/check.h"
 #include "ce/kernels.h"
 
@@ -20,9 +28,29 @@ extern const Kernels table;
 namespace avx512bf16 {
 extern const Kernels table;
 }
+namespace amx {
+extern const Kernels table;
+}
 #endif
 
 namespace {
+
+#if defined(CE_HAVE_AMX)
+// Whether this process may use the tile unit. The registers are large, so that Linux gives them to
+// a process that asks.
+bool may_use_tiles() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of EDX
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & kBf16) == 0 || (edx & kTile) == 0) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 struct Candidate {
   const Kernels* table;
@@ -30,7 +58,7 @@ struct Candidate {
 };
 
 // Best first.
-constexpr int kMaxCandidates = 4;
+constexpr int kMaxCandidates = 5;
 int candidates(Candidate* out) {
   int count = 0;
 #if defined(CE_HAVE_AVX2)
@@ -39,7 +67,10 @@ int candidates(Candidate* out) {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  out[count++] = {&avx512bf16::table, has_avx512 && __builtin_cpu_supports("avx512bf16")};
+  const bool has_pairs = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  static const bool has_tiles = has_pairs && may_use_tiles();
+  out[count++] = {&amx::table, has_tiles};
+  out[count++] = {&avx512bf16::table, has_pairs};
   out[count++] = {&avx512::table, has_avx512};
   out[count++] = {&avx2::table, has_avx2};
 #endif
@@ -62,8 +93,8 @@ const Kernels& default_kernels() {
     const Kernels* found = kernels_for(wanted);
     CE_CHECK(
         found != nullptr, "CASCADE_CPU=", wanted,
-        " is not an instruction set this build and machine can run; use portable, avx2, avx512 "
-        "or avx512bf16 as the machine allows, or unset it");
+        " is not an instruction set this build and machine can run; use portable, avx2, avx512, "
+        "avx512bf16 or amx as the machine allows, or unset it");
     return *found;
   }
   Candidate list[kMaxCandidates];

@@ -19,11 +19,6 @@ constexpr int64_t kPiecesPerWorker = 3;  // of the blocks
 // a worker is read best.
 constexpr int64_t kCachedBytes = 1 << 20;
 
-static Mode mode_of(DType weights) {
-  constexpr Mode kModes[] = {Mode::f32, Mode::pairs, Mode::bytes, Mode::coded};  // by DType
-  return kModes[static_cast<int>(weights)];
-}
-
 // How the rows of a call are cut into tiles: `count` tiles, the first `longer` of them one row
 // more than `base`.
 struct Tiling {
@@ -132,23 +127,6 @@ static void pack_tile(const Call& call, int64_t tile, int64_t begin, int64_t end
       std::memcpy(target, widened ? &odd : &bits, 4);
       if (widened) std::memcpy(target + rows, &even, 4);
     }
-  }
-}
-
-// Scale, bias and old y join the finished sums of `rows` rows of a block.
-static void finish(const LinearArgs& args, int64_t block, int64_t row, int64_t rows,
-                   const float* sums) {
-  const int64_t column = block * kBlockColumns, left = args.w.n - column;
-  for (int64_t r = 0; r < rows; ++r) {
-    float* y = args.y + (row + r) * args.w.n + column;
-    each_vector(left < kBlockColumns ? left : kBlockColumns,
-                [&](int64_t c, int lanes) __attribute__((always_inline)) {
-                  f32x16 sum = load(sums + r * kBlockColumns + c);
-                  if (args.w.scales != nullptr) sum = sum * load(args.w.scales + column + c);
-                  if (args.bias != nullptr) sum = sum + load_part(args.bias + column + c, lanes);
-                  if (args.accumulate) sum = sum + load_part(y + c, lanes);
-                  store_part(y + c, sum, lanes);
-                });
   }
 }
 

@@ -175,7 +175,7 @@ void embedding(const EmbeddingArgs& args, ThreadPool& pool);
 void move_slot(const CacheLayer& cache, const int32_t* block_table, int64_t from, int64_t to);
 
 // The table for an instruction set, or null when this machine cannot run it.
-// Names: "portable", "avx2", "avx512", "avx512bf16".
+// Names: "portable", "avx2", "avx512", "avx512bf16", "amx".
 const Kernels* kernels_for(const char* name);
 // The best table of this machine; the environment variable CASCADE_CPU names another.
 // Throws InvalidArgument when it names one that is unknown or that this machine cannot run.
