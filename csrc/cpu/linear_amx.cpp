@@ -23,8 +23,9 @@ namespace {
 constexpr int kTileRows = 16, kLine = 64;      // of a tile, and bytes in each of its rows
 constexpr int kChunkSteps = 16;                // pairs of k in a tile
 constexpr int kChunkBytes = kChunkSteps * kPairsBytes;  // of both tiles of a block
+constexpr int kTileBytes = kTileRows * kLine;
 constexpr int kGroupRows = 2 * kTileRows;      // that share what is loaded of W
-constexpr int kSlabChunks = 16;                // of W between groups: 32 KB stay in the first cache
+constexpr int kSlabChunks = 8;                // of W between groups: 16 KB stay in the first cache
 constexpr int64_t kSumRows = 256;              // whose sums wait on the stack between slabs
 constexpr int64_t kNearBytes = 1 << 20;        // of x that stay in the second cache
 constexpr int64_t kAheadSteps = 4 * kChunkSteps;  // from what is read of W to what is fetched
@@ -117,25 +118,34 @@ struct Kept {
   inline const char* next(char*) { return *chunk++; }
 };
 
+// Where the four tiles of sums are in memory: 0 and 1, and 2 and 3.
+struct Sums {
+  float* first;
+  float* second;
+  int64_t row_bytes;
+};
+
+// x by tiles: bytes from a row to the next, from a chunk, and from 16 rows to the 16 after.
+struct Tiles {
+  const char* x;
+  int64_t row_bytes, chunk_bytes, tile_bytes;
+};
+
 // A group of rows, over some of the chunks.
 struct Walk {
-  const char* x;      // the group's first row at the first chunk
-  int64_t row_bytes;  // of x
+  Tiles x;  // the group's first row at the first chunk
   int64_t rows;
   int64_t chunks;
-  int64_t tail_bytes;  // of the last chunk of x, 0: all
-  bool first;          // sums hold nothing yet
-  float* sums;         // [rows][32], or [2][16][32] of two blocks
-  char* wide;          // [kSlabChunks] chunks
-  int64_t wide_chunks; // of them in use, a power of two
-  const char** kept;   // where to note the chunks, or null
+  bool first;  // no sums yet
+  Sums from, to;
+  char* wide;           // chunks, of both blocks
+  int64_t wide_chunks;  // of a block, a power of two
+  const char** kept;    // where to note the chunks, or null
 };
 
 template <int kRowTiles, int kBlocks, typename Source>
 static void walk(const Walk& args, Source& source, Source* after = nullptr) {
   constexpr bool kFour = kRowTiles * kBlocks == 2;  // tiles of sums
-  constexpr int kStride = 4 * kBlockColumns;
-  float* others = args.sums + kTileRows * kBlockColumns;
   settle_memory();
   if (args.first) {
     _tile_zero(0);
@@ -145,39 +155,31 @@ static void walk(const Walk& args, Source& source, Source* after = nullptr) {
       _tile_zero(3);
     }
   } else {
-    _tile_loadd(0, args.sums, kStride);
-    _tile_loadd(1, args.sums + 16, kStride);
+    const Sums& sums = args.from;
+    _tile_loadd(0, sums.first, sums.row_bytes);
+    _tile_loadd(1, sums.first + 16, sums.row_bytes);
     if constexpr (kFour) {
-      _tile_loadd(2, others, kStride);
-      _tile_loadd(3, others + 16, kStride);
+      _tile_loadd(2, sums.second, sums.row_bytes);
+      _tile_loadd(3, sums.second + 16, sums.row_bytes);
     }
   }
-  alignas(64) char edge[kGroupRows][kLine];
-  const char* x = args.x;
-  int64_t stride = args.row_bytes;
-  for (int64_t chunk = 0; chunk < args.chunks; ++chunk, x += kLine) {
+  const char* x = args.x.x;
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk, x += args.x.chunk_bytes) {
     char* wide = args.wide + (chunk & (args.wide_chunks - 1)) * kChunkBytes;
     const char* w = source.next(wide);
     if (args.kept != nullptr) args.kept[chunk] = w;
-    if (args.tail_bytes > 0 && chunk + 1 == args.chunks) {
-      std::memset(edge, 0, sizeof edge);
-      for (int64_t r = 0; r < args.rows; ++r)
-        std::memcpy(edge[r], x + r * args.row_bytes, static_cast<size_t>(args.tail_bytes));
-      x = edge[0];
-      stride = kLine;
-    }
     settle_memory();
-    _tile_loadd(4, x, stride);
+    _tile_loadd(4, x, args.x.row_bytes);
     _tile_loadd(6, w, kPairsBytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, w + kLine, kPairsBytes);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (kRowTiles == 2) {
-      _tile_loadd(5, x + kTileRows * stride, stride);
+      _tile_loadd(5, x + args.x.tile_bytes, args.x.row_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     } else if constexpr (kBlocks == 2) {
-      w = after->next(wide + 2 * kChunkBytes);
+      w = after->next(wide + args.wide_chunks * kChunkBytes);
       settle_memory();
       _tile_loadd(5, w, kPairsBytes);
       _tile_dpbf16ps(2, 4, 5);
@@ -185,11 +187,12 @@ static void walk(const Walk& args, Source& source, Source* after = nullptr) {
       _tile_dpbf16ps(3, 4, 6);
     }
   }
-  _tile_stored(0, args.sums, kStride);
-  _tile_stored(1, args.sums + 16, kStride);
+  const Sums& sums = args.to;
+  _tile_stored(0, sums.first, sums.row_bytes);
+  _tile_stored(1, sums.first + 16, sums.row_bytes);
   if constexpr (kFour) {
-    _tile_stored(2, others, kStride);
-    _tile_stored(3, others + 16, kStride);
+    _tile_stored(2, sums.second, sums.row_bytes);
+    _tile_stored(3, sums.second + 16, sums.row_bytes);
   }
   settle_memory();
 }
@@ -202,48 +205,61 @@ static void multiply_rows(const Walk& group, Source& source) {
     walk<1, 1>(group, source);
 }
 
-// The rows of a call that one worker multiplies by its blocks.
-struct Rows {
+static Sums sums_at(float* sums) {
+  return {sums, sums + kTileRows * kBlockColumns, 4 * kBlockColumns};
+}
+
+struct Call {
   const LinearArgs& args;
-  int64_t chunks = (args.w.k + 2 * kChunkSteps - 1) / (2 * kChunkSteps);
-  int64_t row_bytes = 2 * args.w.k;
+  int64_t chunks;
+  Tiles x;
 
   Walk walk(int64_t row, int64_t rows, int64_t chunk, int64_t count) const {
-    const char* x = static_cast<const char*>(args.x) + row * row_bytes + chunk * kLine;
-    const int64_t tail = chunk + count == chunks ? row_bytes % kLine : 0;
-    return {x, row_bytes, rows, count, tail, chunk == 0, nullptr, nullptr, 1, nullptr};
+    Tiles part = x;
+    part.x += row / kTileRows * x.tile_bytes + chunk * x.chunk_bytes;
+    return {part, rows, count, chunk == 0, {}, {}, nullptr, 1, nullptr};
+  }
+
+  // Whether sums of `count` blocks are y as they are.
+  bool plain(int64_t block, int64_t count) const {
+    return args.w.scales == nullptr && args.bias == nullptr && !args.accumulate &&
+           (block + count) * kBlockColumns <= args.w.n;
+  }
+  Sums result(int64_t row, int64_t block, int64_t count) const {
+    float* y = args.y + row * args.w.n + block * kBlockColumns;
+    return {y, count == 2 ? y + kBlockColumns : y + kTileRows * args.w.n, 4 * args.w.n};
   }
 };
 
 // No more rows than a group has, by blocks begin..end-1: all of k with the sums in registers.
 template <Mode kMode>
-static void multiply_group(const Rows& call, int64_t begin, int64_t end) {
-  using Source = Reader<kMode>;
+static void multiply_group(const Call& call, int64_t begin, int64_t end) {
   const LinearArgs& args = call.args;
   alignas(64) float sums[kGroupRows * kBlockColumns];
   alignas(64) char wide[4 * kChunkBytes];
   Walk group = call.walk(0, args.rows, 0, call.chunks);
-  group.sums = sums;
   group.wide = wide;
   group.wide_chunks = 2;
   shape_tiles(args.rows);
-  for (int64_t block = begin; block < end; ++block) {
-    Source source(args.w, block);
-    if (args.rows <= kTileRows && block + 1 < end) {
-      Source after(args.w, block + 1);
-      walk<1, 2>(group, source, &after);
-      finish(args, block++, 0, args.rows, sums);
-      finish(args, block, 0, args.rows, sums + kTileRows * kBlockColumns);
+  for (int64_t block = begin, count; block < end; block += count) {
+    count = args.rows <= kTileRows && block + 1 < end ? 2 : 1;
+    const bool plain = call.plain(block, count);
+    group.to = plain ? call.result(0, block, count) : sums_at(sums);
+    Reader<kMode> reader(args.w, block);
+    if (count == 2) {
+      Reader<kMode> after(args.w, block + 1);
+      walk<1, 2>(group, reader, &after);
     } else {
-      multiply_rows(group, source);
-      finish(args, block, 0, args.rows, sums);
+      multiply_rows(group, reader);
     }
+    for (int64_t i = 0; i < count && !plain; ++i)
+      finish(args, block + i, 0, args.rows, sums + i * kTileRows * kBlockColumns);
   }
 }
 
 // Rows first..last-1 by one block: a slab of it for one group after the other.
 template <Mode kMode>
-static void multiply_groups(const Rows& call, int64_t block, int64_t first, int64_t last) {
+static void multiply_groups(const Call& call, int64_t block, int64_t first, int64_t last) {
   alignas(64) float sums[kSumRows * kBlockColumns];
   alignas(64) char wide[kSlabChunks * kChunkBytes];
   const char* kept[kSlabChunks];
@@ -251,11 +267,14 @@ static void multiply_groups(const Rows& call, int64_t block, int64_t first, int6
   int64_t shaped = 0;
   for (int64_t chunk = 0; chunk < call.chunks; chunk += kSlabChunks) {
     const int64_t left = call.chunks - chunk, count = left < kSlabChunks ? left : kSlabChunks;
+    const bool ends = count == left, plain = ends && call.plain(block, 1);
     for (int64_t row = first; row < last; row += kGroupRows) {
       const int64_t rows = last - row < kGroupRows ? last - row : kGroupRows;
       if (rows != shaped) shape_tiles(shaped = rows);
+      float* waiting = sums + (call.chunks > kSlabChunks ? row - first : 0) * kBlockColumns;
       Walk group = call.walk(row, rows, chunk, count);
-      group.sums = sums + (row - first) * kBlockColumns;
+      group.from = sums_at(waiting);
+      group.to = plain ? call.result(row, block, 1) : group.from;
       group.wide = wide;
       group.wide_chunks = kSlabChunks;
       if (row == first) {
@@ -265,15 +284,34 @@ static void multiply_groups(const Rows& call, int64_t block, int64_t first, int6
         Kept slab{kept};
         multiply_rows(group, slab);
       }
+      if (ends && !plain) finish(call.args, block, row, rows, waiting);
     }
   }
-  finish(call.args, block, first, last - first, sums);
+}
+
+// x in tiles one after the other, [tiles][chunks][16][64 bytes], the last of k filled up with zeros.
+static Tiles pack(const LinearArgs& args, int64_t chunks, ThreadPool& pool) {
+  const int64_t row_bytes = 2 * args.w.k, tile_bytes = chunks * kTileBytes;
+  char* packed = static_cast<char*>(args.scratch);
+  pool.parallel_for(args.rows, kTileRows, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      const char* x = static_cast<const char*>(args.x) + row * row_bytes;
+      char* out = packed + row / kTileRows * tile_bytes + row % kTileRows * kLine;
+      for (int64_t left = row_bytes; left > 0; left -= kLine, x += kLine, out += kTileBytes) {
+        const __mmask32 there = left >= kLine ? ~__mmask32{0} : (__mmask32{1} << (left / 2)) - 1;
+        _mm512_store_si512(out, _mm512_maskz_loadu_epi16(there, x));
+      }
+    }
+  });
+  return {packed, kLine, kTileBytes, tile_bytes};
 }
 
 template <Mode kMode>
 static void multiply(const LinearArgs& args, ThreadPool& pool) {
-  const Rows call{args};
-  const int64_t near = kNearBytes / call.row_bytes / kGroupRows * kGroupRows;
+  const int64_t row_bytes = 2 * args.w.k, chunks = (row_bytes + kLine - 1) / kLine;
+  Call call{args, chunks, {static_cast<const char*>(args.x), row_bytes, kLine, kTileRows * row_bytes}};
+  if (row_bytes % kLine != 0) call.x = pack(args, chunks, pool);
+  const int64_t near = kNearBytes / row_bytes / kGroupRows * kGroupRows;
   const int64_t at_once = near < kGroupRows ? kGroupRows : near < kSumRows ? near : kSumRows;
   const int64_t blocks = packed_blocks(args.w.n), pieces = kPiecesPerWorker * pool.size();
   const int64_t unit = args.rows <= kTileRows && 2 * pool.size() <= blocks ? 2 : 1;

@@ -46,9 +46,11 @@ struct LinearArgs {
   void* scratch;      // linear_scratch_bytes(rows, k, workers), 64-byte aligned
 };
 // x as the kernel packs it: four bytes an element for bf16 too, because without AVX512-BF16 it is
-// widened once and not in every block.
+// widened once and not in every block. Room for whole tiles of 16 rows of 32 bf16 is there as well.
 inline constexpr int64_t linear_packed_bytes(int64_t rows, int64_t k) {
-  return (rows * ((k + 1) / 2 * 2) * 4 + 63) / 64 * 64;
+  const int64_t floats = (rows * ((k + 1) / 2 * 2) * 4 + 63) / 64 * 64;
+  const int64_t tiles = (rows + 15) / 16 * ((k + 31) / 32) * 1024;
+  return floats > tiles ? floats : tiles;
 }
 // Up to this size each worker has a packed copy of its own.
 inline constexpr int64_t kLinearCopyBytes = 128 << 10;
