@@ -1,5 +1,6 @@
 #include "ce/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -42,12 +43,21 @@ struct ThreadPool::Impl {
   std::atomic<uint64_t> generation{0};  // jobs published so far
   std::atomic<int> sleepers{0};
   std::atomic<bool> stop{false};
-  void (*body)(void*, int) = nullptr;
-  void* context = nullptr;
+  Body body = nullptr;
+  const void* context = nullptr;
+  int64_t count = 0, grain = 1;
+  // The next piece of each worker's share, on a cache line of its own.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Share> shares;
   std::mutex mutex;
   std::condition_variable wake;
   std::mutex callers;  // one job at a time, whoever calls
   std::vector<std::thread> threads;
+
+  explicit Impl(int workers) : shares(static_cast<size_t>(workers)) {}
 
   void work(int worker) {
     uint64_t seen = 0;
@@ -55,8 +65,33 @@ struct ThreadPool::Impl {
       wait_for_news(seen);
       seen = generation.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
-      if (gate.fetch_add(kWorker, std::memory_order_acq_rel) & kOpen) body(context, worker);
+      if (gate.fetch_add(kWorker, std::memory_order_acq_rel) & kOpen) take_part(worker);
       gate.fetch_sub(kWorker, std::memory_order_release);
+    }
+  }
+
+  void hand_out(Body wanted, const void* its_context, int64_t items, int64_t piece) {
+    body = wanted;
+    context = its_context;
+    count = items;
+    grain = piece;
+    const int64_t pieces = (items + piece - 1) / piece, workers = std::ssize(shares);
+    for (int64_t w = 0; w < workers; ++w) {
+      Share& share = shares[static_cast<size_t>(w)];
+      share.next.store(pieces * w / workers, std::memory_order_relaxed);
+      share.end = pieces * (w + 1) / workers;
+    }
+  }
+
+  void take_part(int worker) {
+    for (size_t i = 0, at = static_cast<size_t>(worker); i < shares.size(); ++i) {
+      Share& share = shares[at];
+      for (;;) {
+        const int64_t piece = share.next.fetch_add(1, std::memory_order_relaxed);
+        if (piece >= share.end) break;
+        body(context, piece * grain, std::min((piece + 1) * grain, count), worker);
+      }
+      if (++at == shares.size()) at = 0;
     }
   }
 
@@ -95,7 +130,7 @@ struct ThreadPool::Impl {
 ThreadPool::ThreadPool(int threads) : impl_(nullptr), threads_(threads) {
   CE_CHECK(threads >= 1 && threads <= kMaxThreads, "threads must be in 1..", kMaxThreads, ", got ",
            threads);
-  impl_ = new Impl;
+  impl_ = new Impl(threads);
   for (int worker = 1; worker < threads; ++worker)
     impl_->threads.emplace_back([this, worker] { impl_->work(worker); });
 }
@@ -107,14 +142,12 @@ ThreadPool::~ThreadPool() {
   delete impl_;
 }
 
-void ThreadPool::run(void (*body)(void*, int), void* context) {
+void ThreadPool::run(Body body, const void* context, int64_t count, int64_t grain) {
   std::lock_guard one_at_a_time(impl_->callers);
-  if (threads_ == 1) return body(context, 0);
-  impl_->body = body;
-  impl_->context = context;
+  impl_->hand_out(body, context, count, grain);
   impl_->gate.fetch_or(Impl::kOpen, std::memory_order_release);
   impl_->announce();
-  body(context, 0);
+  impl_->take_part(0);
   impl_->close_and_wait();
 }
 

@@ -18,14 +18,11 @@ class ThreadPool {
 
   int size() const { return threads_; }
 
-  // Calls body(context, 0) and, on workers 1..size()-1 that are free to take part before it is
-  // done, body(context, worker), possibly more than once one after the other; returns when all of
-  // them are done. The body must share out the work itself. Not to be called from inside a body.
-  void run(void (*body)(void* context, int worker), void* context);
-
-  // body(begin, end, worker) over [0, count) in pieces of at most `grain`, handed out as workers
-  // become free. Which worker gets which piece varies; results must not depend on it.
-  // Runs on the caller alone when there is one piece.
+  // body(begin, end, worker) over [0, count) in pieces of `grain`, the last perhaps smaller; returns
+  // when all are done. Worker w takes the w-th share of the pieces, so that operations over the
+  // same rows find in its cache what it wrote there, and then what others have not begun: a worker
+  // that the system keeps waiting for a processor holds up no piece. Results must not depend on who
+  // takes what. Runs on the caller alone when there is one piece. Not to be called from a body.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, const Body& body) {
     if (count <= 0) return;
@@ -33,25 +30,17 @@ class ThreadPool {
       body(int64_t{0}, count, 0);
       return;
     }
-    struct Shared {
-      const Body* body;
-      int64_t count, grain;
-      int64_t next;
-    } shared{&body, count, grain, 0};
     run(
-        [](void* context, int worker) {
-          auto& s = *static_cast<Shared*>(context);
-          for (;;) {
-            const int64_t begin = __atomic_fetch_add(&s.next, s.grain, __ATOMIC_RELAXED);
-            if (begin >= s.count) return;
-            const int64_t end = begin + s.grain < s.count ? begin + s.grain : s.count;
-            (*s.body)(begin, end, worker);
-          }
+        [](const void* context, int64_t begin, int64_t end, int worker) {
+          (*static_cast<const Body*>(context))(begin, end, worker);
         },
-        &shared);
+        &body, count, grain);
   }
 
  private:
+  using Body = void (*)(const void* context, int64_t begin, int64_t end, int worker);
+  void run(Body body, const void* context, int64_t count, int64_t grain);
+
   struct Impl;
   Impl* impl_;
   int threads_;
