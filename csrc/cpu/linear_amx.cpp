@@ -6,6 +6,7 @@
 // chunk of k, the sum of two chains of fused multiply-adds from zero, over the even and over the odd
 // k, denormals flushed. Neither depends on the other rows of the tile. The chunks are added in
 // ascending order, the last filled up with zeros.
+#include <algorithm>
 #include <cstring>
 
 #include "linear_weights.h"
@@ -27,8 +28,9 @@ constexpr int kTileBytes = kTileRows * kLine;
 constexpr int kGroupRows = 2 * kTileRows;      // that share what is loaded of W
 constexpr int kSlabChunks = 8;                // of W between groups: 16 KB stay in the first cache
 constexpr int64_t kSumRows = 256;              // whose sums wait on the stack between slabs
-constexpr int64_t kNearBytes = 1 << 20;        // of x that stay in the second cache
-constexpr int64_t kAheadSteps = 4 * kChunkSteps;  // from what is read of W to what is fetched
+constexpr int64_t kNearBytes = 3 << 19;        // of x that stay in the second cache
+constexpr int64_t kAheadChunks = 4;  // from what is read of W to what is fetched
+constexpr int64_t kPartRows = 48;              // that are worth reading W for
 constexpr int64_t kPiecesPerWorker = 3;        // of the blocks
 
 // The shapes of the registers for a group of rows. Sums 0 and 1 are of the first 16 rows and a block's
@@ -64,6 +66,8 @@ static void shape_tiles(int64_t rows) {
 // Reads a block of W from its beginning on, a chunk at a time, as pairs of bf16.
 template <Mode kMode>
 struct Reader {
+  static constexpr int64_t kBytes = kChunkSteps * step_bytes(kMode);  // of a chunk
+
   const char* w;
   int64_t steps;  // left
   // Of coded weights.
@@ -82,9 +86,6 @@ struct Reader {
 
   // Where the next chunk is: in place, or widened or filled up in `wide`.
   inline const char* next(char* wide) {
-    constexpr int kStep = step_bytes(kMode), kBytes = kChunkSteps * kStep;
-    for (int line = 0; line < kBytes; line += kLine)
-      __builtin_prefetch(w + kAheadSteps * kStep + line, 0, 3);
     const bool whole = steps >= kChunkSteps;
     const char* chunk = kMode == Mode::pairs && whole ? w : wide;
     if (chunk == wide) widen(wide, whole ? kChunkSteps : static_cast<int>(steps));
@@ -141,6 +142,8 @@ struct Walk {
   char* wide;           // chunks, of both blocks
   int64_t wide_chunks;  // of a block, a power of two
   const char** kept;    // where to note the chunks, or null
+  const char* fetched;  // of W, so many lines with each chunk
+  int64_t lines;
 };
 
 template <int kRowTiles, int kBlocks, typename Source>
@@ -163,11 +166,13 @@ static void walk(const Walk& args, Source& source, Source* after = nullptr) {
       _tile_loadd(3, sums.second + 16, sums.row_bytes);
     }
   }
-  const char* x = args.x.x;
+  const char *x = args.x.x, *fetched = args.fetched;
   for (int64_t chunk = 0; chunk < args.chunks; ++chunk, x += args.x.chunk_bytes) {
     char* wide = args.wide + (chunk & (args.wide_chunks - 1)) * kChunkBytes;
     const char* w = source.next(wide);
     if (args.kept != nullptr) args.kept[chunk] = w;
+    for (int64_t line = 0; line < args.lines; ++line, fetched += kLine)
+      __builtin_prefetch(fetched, 0, 3);
     settle_memory();
     _tile_loadd(4, x, args.x.row_bytes);
     _tile_loadd(6, w, kPairsBytes);
@@ -217,7 +222,7 @@ struct Call {
   Walk walk(int64_t row, int64_t rows, int64_t chunk, int64_t count) const {
     Tiles part = x;
     part.x += row / kTileRows * x.tile_bytes + chunk * x.chunk_bytes;
-    return {part, rows, count, chunk == 0, {}, {}, nullptr, 1, nullptr};
+    return {part, rows, count, chunk == 0, {}, {}, nullptr, 1, nullptr, nullptr, 0};
   }
 
   // Whether sums of `count` blocks are y as they are.
@@ -246,6 +251,8 @@ static void multiply_group(const Call& call, int64_t begin, int64_t end) {
     const bool plain = call.plain(block, count);
     group.to = plain ? call.result(0, block, count) : sums_at(sums);
     Reader<kMode> reader(args.w, block);
+    group.fetched = reader.w + kAheadChunks * reader.kBytes;
+    group.lines = reader.kBytes / kLine * count;
     if (count == 2) {
       Reader<kMode> after(args.w, block + 1);
       walk<1, 2>(group, reader, &after);
@@ -264,9 +271,12 @@ static void multiply_groups(const Call& call, int64_t block, int64_t first, int6
   alignas(64) char wide[kSlabChunks * kChunkBytes];
   const char* kept[kSlabChunks];
   Reader<kMode> reader(call.args.w, block);
+  const int64_t groups = (last - first + kGroupRows - 1) / kGroupRows;
+  const int64_t lines = (reader.kBytes / kLine + groups - 1) / groups;
   int64_t shaped = 0;
   for (int64_t chunk = 0; chunk < call.chunks; chunk += kSlabChunks) {
     const int64_t left = call.chunks - chunk, count = left < kSlabChunks ? left : kSlabChunks;
+    const char* fetched = reader.w + count * reader.kBytes;  // the slab after this one
     const bool ends = count == left, plain = ends && call.plain(block, 1);
     for (int64_t row = first; row < last; row += kGroupRows) {
       const int64_t rows = last - row < kGroupRows ? last - row : kGroupRows;
@@ -277,6 +287,9 @@ static void multiply_groups(const Call& call, int64_t block, int64_t first, int6
       group.to = plain ? call.result(row, block, 1) : group.from;
       group.wide = wide;
       group.wide_chunks = kSlabChunks;
+      group.fetched = fetched;
+      group.lines = lines;
+      fetched += count * lines * kLine;
       if (row == first) {
         group.kept = kept;
         multiply_rows(group, reader);
@@ -313,18 +326,26 @@ static void multiply(const LinearArgs& args, ThreadPool& pool) {
   if (row_bytes % kLine != 0) call.x = pack(args, chunks, pool);
   const int64_t near = kNearBytes / row_bytes / kGroupRows * kGroupRows;
   const int64_t at_once = near < kGroupRows ? kGroupRows : near < kSumRows ? near : kSumRows;
-  const int64_t blocks = packed_blocks(args.w.n), pieces = kPiecesPerWorker * pool.size();
+  // Few rows share the reading of W by columns. Many are shared out, so that each worker finds the
+  // rows of x that it wrote in its own cache.
+  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
+  const int64_t parts = std::clamp<int64_t>(args.rows / kPartRows, 1, pool.size());
+  const int64_t blocks = packed_blocks(args.w.n), pieces = kPiecesPerWorker * pool.size() / parts;
   const int64_t unit = args.rows <= kTileRows && 2 * pool.size() <= blocks ? 2 : 1;
   const int64_t grain = ((blocks + pieces - 1) / pieces + unit - 1) / unit * unit;
-  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
-    if (args.rows <= kGroupRows) {
-      multiply_group<kMode>(call, begin, end);
-    } else {
-      for (int64_t row = 0; row < args.rows; row += at_once) {
-        const int64_t last = row + at_once < args.rows ? row + at_once : args.rows;
-        for (int64_t block = begin; block < end; ++block)
-          multiply_groups<kMode>(call, block, row, last);
+  const int64_t columns = (blocks + grain - 1) / grain;
+  pool.parallel_for(parts * columns, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t part = piece / columns, first = piece % columns * grain;
+      const int64_t last = std::min(first + grain, blocks);
+      if (args.rows <= kGroupRows) {
+        multiply_group<kMode>(call, first, last);
+        continue;
       }
+      const int64_t rows_end = std::min(tiles * (part + 1) / parts * kTileRows, args.rows);
+      for (int64_t row = tiles * part / parts * kTileRows; row < rows_end; row += at_once)
+        for (int64_t block = first; block < last; ++block)
+          multiply_groups<kMode>(call, block, row, std::min(row + at_once, rows_end));
     }
     _tile_release();
   });
