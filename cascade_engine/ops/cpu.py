@@ -59,8 +59,8 @@ def _physical_cores() -> int:
 class CpuBackend:
     """Worker threads, the kernels of one instruction set, and the packing of weights.
 
-    `threads` None: as `default_threads`. `isa`: "portable", "avx2", "avx512", "avx512bf16", or ""
-    for the best this machine has (or the one CASCADE_CPU names).
+    `threads` None: as `default_threads`. `isa`: "portable", "avx2", "avx512", "avx512bf16",
+    "amx", or "" for the best this machine has (or the one CASCADE_CPU names).
     """
 
     device = torch.device("cpu")
@@ -108,7 +108,7 @@ class CpuBackend:
     def gains_by_compression(self, weight_bytes: int) -> bool:
         """Whether a model of so many bytes of bfloat16 is faster compressed: it is read from memory
         each time, and decoded as fast as it comes."""
-        return self.isa.startswith("avx512") and weight_bytes > last_level_cache()
+        return self.isa not in ("portable", "avx2") and weight_bytes > last_level_cache()
 
     def compress(self, weight: LinearWeight) -> LinearWeight:
         """A packed bfloat16 weight without loss in three quarters of its memory; a copy as it is

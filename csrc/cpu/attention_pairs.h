@@ -11,7 +11,9 @@
 namespace ce::CE_ISA {
 namespace {
 
-#if defined(__AVX512BF16__)
+// Machines with AMX multiply pairs in vector registers at half the pace of floats or less.
+#if defined(__AVX512BF16__) && !defined(__AMX_TILE__)
+#define CE_ATTENTION_IN_PAIRS
 template <typename T>
 constexpr bool kInPairs = sizeof(T) == 2;
 #else
@@ -41,7 +43,7 @@ static inline f32x16 round_weights(float* scores, int64_t i, f32x16 difference) 
   return weight;
 }
 
-#if defined(__AVX512BF16__)
+#if defined(CE_ATTENTION_IN_PAIRS)
 constexpr int kPairDims = 256;  // of a query that are rounded in one go
 
 // Words of a and of b alternating: lane i is (a[i], b[i]).

@@ -3,8 +3,8 @@
 // on the vector units.
 //
 // Row invariance: a tile holds up to 16 rows of 32 k of x. The unit adds to a sum, for each such
-// chunk of k, the sum of two chains of fused multiply-adds from zero, over the even and over the odd
-// k, denormals flushed. Neither depends on the other rows of the tile. The chunks are added in
+// chunk of k, the sum of two chains of fused multiply-adds from zero, over the even and over the
+// odd k, denormals flushed. Neither depends on the other rows of the tile. The chunks are added in
 // ascending order, the last filled up with zeros.
 #include <algorithm>
 #include <cstring>
@@ -21,21 +21,21 @@ void linear(const LinearArgs& args, ThreadPool& pool);
 
 namespace {
 
-constexpr int kTileRows = 16, kLine = 64;      // of a tile, and bytes in each of its rows
-constexpr int kChunkSteps = 16;                // pairs of k in a tile
+constexpr int kTileRows = 16, kLine = 64;               // of a tile, and bytes in each of its rows
+constexpr int kChunkSteps = 16;                         // pairs of k in a tile
 constexpr int kChunkBytes = kChunkSteps * kPairsBytes;  // of both tiles of a block
 constexpr int kTileBytes = kTileRows * kLine;
-constexpr int kGroupRows = 2 * kTileRows;      // that share what is loaded of W
-constexpr int kSlabChunks = 8;                // of W between groups: 16 KB stay in the first cache
-constexpr int64_t kSumRows = 256;              // whose sums wait on the stack between slabs
-constexpr int64_t kNearBytes = 3 << 19;        // of x that stay in the second cache
-constexpr int64_t kAheadChunks = 4;  // from what is read of W to what is fetched
-constexpr int64_t kPartRows = 48;              // that are worth reading W for
-constexpr int64_t kPiecesPerWorker = 3;        // of the blocks
+constexpr int kGroupRows = 2 * kTileRows;  // that share what is loaded of W
+constexpr int kSlabChunks = 8;             // of W between groups: 16 KB stay in the first cache
+constexpr int64_t kSumRows = 256;          // whose sums wait on the stack between slabs
+constexpr int64_t kNearBytes = 3 << 19;    // of x that stay in the second cache
+constexpr int64_t kAheadChunks = 4;        // from what is read of W to what is fetched
+constexpr int64_t kPartRows = 48;          // that are worth reading W for
+constexpr int64_t kPiecesPerWorker = 3;    // of the blocks
 
-// The shapes of the registers for a group of rows. Sums 0 and 1 are of the first 16 rows and a block's
-// 32 columns; 2 and 3 of the other rows or, where there are none, of the block after. x is in 4 and
-// 5, W in 6 and 7 and, of the block after, 5.
+// The shapes of the registers for a group of rows. Sums 0 and 1 are of the first 16 rows and a
+// block's 32 columns; 2 and 3 of the other rows or, where there are none, of the block after. x is
+// in 4 and 5, W in 6 and 7 and, of the block after, 5.
 struct alignas(64) Shapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t line_bytes[16] = {};
@@ -43,12 +43,13 @@ struct alignas(64) Shapes {
 
   explicit Shapes(int64_t rows) {
     const int64_t upper = rows < kTileRows ? rows : kTileRows, lower = rows - upper;
-    const int64_t wanted[] = {upper, upper, lower > 0 ? lower : upper, lower > 0 ? lower : upper,
-                              upper, lower > 0 ? lower : kTileRows,    kTileRows, kTileRows};
-    for (int tile = 0; tile < 8; ++tile) {
-      lines[tile] = static_cast<uint8_t>(wanted[tile]);
-      line_bytes[tile] = kLine;
-    }
+    set(0, upper), set(1, upper), set(4, upper);
+    set(2, lower > 0 ? lower : upper), set(3, lower > 0 ? lower : upper);
+    set(5, lower > 0 ? lower : kTileRows), set(6, kTileRows), set(7, kTileRows);
+  }
+  void set(int tile, int64_t count) {
+    lines[tile] = static_cast<uint8_t>(count);
+    line_bytes[tile] = kLine;
   }
 };
 
@@ -142,8 +143,9 @@ struct Walk {
   char* wide;           // chunks, of both blocks
   int64_t wide_chunks;  // of a block, a power of two
   const char** kept;    // where to note the chunks, or null
-  const char* fetched;  // of W, so many lines with each chunk
+  const char* fetched;  // of W, so many lines of each block with each chunk
   int64_t lines;
+  int64_t block_bytes;
 };
 
 template <int kRowTiles, int kBlocks, typename Source>
@@ -171,8 +173,11 @@ static void walk(const Walk& args, Source& source, Source* after = nullptr) {
     char* wide = args.wide + (chunk & (args.wide_chunks - 1)) * kChunkBytes;
     const char* w = source.next(wide);
     if (args.kept != nullptr) args.kept[chunk] = w;
+    // Behind two blocks come the next ones.
+    if (kBlocks == 2 && chunk + kAheadChunks == args.chunks) fetched += args.block_bytes;
     for (int64_t line = 0; line < args.lines; ++line, fetched += kLine)
-      __builtin_prefetch(fetched, 0, 3);
+      for (int block = 0; block < kBlocks; ++block)
+        __builtin_prefetch(fetched + block * args.block_bytes, 0, 3);
     settle_memory();
     _tile_loadd(4, x, args.x.row_bytes);
     _tile_loadd(6, w, kPairsBytes);
@@ -222,7 +227,7 @@ struct Call {
   Walk walk(int64_t row, int64_t rows, int64_t chunk, int64_t count) const {
     Tiles part = x;
     part.x += row / kTileRows * x.tile_bytes + chunk * x.chunk_bytes;
-    return {part, rows, count, chunk == 0, {}, {}, nullptr, 1, nullptr, nullptr, 0};
+    return {part, rows, count, chunk == 0, {}, {}, nullptr, 1, nullptr, nullptr, 0, 0};
   }
 
   // Whether sums of `count` blocks are y as they are.
@@ -252,9 +257,10 @@ static void multiply_group(const Call& call, int64_t begin, int64_t end) {
     group.to = plain ? call.result(0, block, count) : sums_at(sums);
     Reader<kMode> reader(args.w, block);
     group.fetched = reader.w + kAheadChunks * reader.kBytes;
-    group.lines = reader.kBytes / kLine * count;
+    group.lines = reader.kBytes / kLine;
     if (count == 2) {
       Reader<kMode> after(args.w, block + 1);
+      group.block_bytes = after.w - reader.w;
       walk<1, 2>(group, reader, &after);
     } else {
       multiply_rows(group, reader);
@@ -302,7 +308,8 @@ static void multiply_groups(const Call& call, int64_t block, int64_t first, int6
   }
 }
 
-// x in tiles one after the other, [tiles][chunks][16][64 bytes], the last of k filled up with zeros.
+// x in tiles one after the other, [tiles][chunks][16][64 bytes], the last of k filled up with
+// zeros.
 static Tiles pack(const LinearArgs& args, int64_t chunks, ThreadPool& pool) {
   const int64_t row_bytes = 2 * args.w.k, tile_bytes = chunks * kTileBytes;
   char* packed = static_cast<char*>(args.scratch);
@@ -322,7 +329,8 @@ static Tiles pack(const LinearArgs& args, int64_t chunks, ThreadPool& pool) {
 template <Mode kMode>
 static void multiply(const LinearArgs& args, ThreadPool& pool) {
   const int64_t row_bytes = 2 * args.w.k, chunks = (row_bytes + kLine - 1) / kLine;
-  Call call{args, chunks, {static_cast<const char*>(args.x), row_bytes, kLine, kTileRows * row_bytes}};
+  Call call{
+      args, chunks, {static_cast<const char*>(args.x), row_bytes, kLine, kTileRows * row_bytes}};
   if (row_bytes % kLine != 0) call.x = pack(args, chunks, pool);
   const int64_t near = kNearBytes / row_bytes / kGroupRows * kGroupRows;
   const int64_t at_once = near < kGroupRows ? kGroupRows : near < kSumRows ? near : kSumRows;

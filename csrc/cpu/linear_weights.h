@@ -1,5 +1,5 @@
-// The weights of `linear` as a kernel meets them on one instruction set, and the way its sums leave.
-// Only the files of `linear` include this header.
+// The weights of `linear` as a kernel meets them on one instruction set, and the way its sums
+// leave. Only the files of `linear` include this header.
 #pragma once
 
 #include "ce/kernels.h"

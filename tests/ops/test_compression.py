@@ -199,11 +199,9 @@ def test_the_widest_is_compressed() -> None:
 def test_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models beyond the last-level cache, on AVX-512."""
     monkeypatch.setattr(cpu, "last_level_cache", lambda: 1000)
-    for isa, gains in (("portable", False), ("avx512", True), ("avx512bf16", True)):
-        if isa not in _C.build_info()["cpu_supported"]:
-            continue
+    for isa in _C.build_info()["cpu_supported"]:
         backend = CpuBackend(1, isa)
         assert not backend.gains_by_compression(1000)
-        assert backend.gains_by_compression(1001) == gains
+        assert backend.gains_by_compression(1001) == (isa not in ("portable", "avx2"))
     monkeypatch.undo()
     assert 1 << 18 <= cpu.last_level_cache() <= 1 << 32

@@ -18,11 +18,12 @@ class ThreadPool {
 
   int size() const { return threads_; }
 
-  // body(begin, end, worker) over [0, count) in pieces of `grain`, the last perhaps smaller; returns
-  // when all are done. Worker w takes the w-th share of the pieces, so that operations over the
-  // same rows find in its cache what it wrote there, and then what others have not begun: a worker
-  // that the system keeps waiting for a processor holds up no piece. Results must not depend on who
-  // takes what. Runs on the caller alone when there is one piece. Not to be called from a body.
+  // body(begin, end, worker) over [0, count) in pieces of `grain`, the last perhaps smaller;
+  // returns when all are done. Worker w takes the w-th share of the pieces, so that operations over
+  // the same rows find in its cache what it wrote there, and then what others have not begun: a
+  // worker that the system keeps waiting for a processor holds up no piece. Results must not depend
+  // on who takes what. Runs on the caller alone when there is one piece. Not to be called from a
+  // body.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, const Body& body) {
     if (count <= 0) return;
@@ -30,10 +31,8 @@ class ThreadPool {
       body(int64_t{0}, count, 0);
       return;
     }
-    run(
-        [](const void* context, int64_t begin, int64_t end, int worker) {
-          (*static_cast<const Body*>(context))(begin, end, worker);
-        },
+    run([](const void* context, int64_t begin, int64_t end,
+           int worker) { (*static_cast<const Body*>(context))(begin, end, worker); },
         &body, count, grain);
   }
 
