@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -16,10 +17,10 @@
 namespace ce {
 namespace {
 
-// Iterations of pause before a worker sleeps: a few hundred microseconds, longer than what lies
-// between two passes of a small model, because one that must be woken comes some 25 microseconds
-// late.
-constexpr int kIdleSpins = 20000;
+// A worker that has had nothing to do for so long sleeps. Longer than what lies between two passes,
+// because one that must be woken costs the caller some 50 microseconds and comes later still.
+constexpr auto kIdleTime = std::chrono::milliseconds(5);
+constexpr int kSpinsPerLook = 64;  // at the clock
 // Before the caller, who waits for workers that have begun, leaves its processor to them.
 constexpr int kJoinSpins = 4000;
 
@@ -96,10 +97,13 @@ struct ThreadPool::Impl {
   }
 
   void wait_for_news(uint64_t seen) {
-    for (int spin = 0; spin < kIdleSpins; ++spin) {
-      if (generation.load(std::memory_order_acquire) != seen) return;
-      pause_briefly();
-    }
+    const auto begin = std::chrono::steady_clock::now();
+    do {
+      for (int spin = 0; spin < kSpinsPerLook; ++spin) {
+        if (generation.load(std::memory_order_acquire) != seen) return;
+        pause_briefly();
+      }
+    } while (std::chrono::steady_clock::now() - begin < kIdleTime);
     std::unique_lock lock(mutex);
     sleepers.fetch_add(1);
     wake.wait(lock, [&] { return generation.load() != seen; });
