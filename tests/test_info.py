@@ -74,7 +74,7 @@ def test_a_large_model_from_its_headers(tmp_path: Path, monkeypatch: pytest.Monk
     assert report["memory"]["fits"]
     one = model["passes"][0]
     assert one["flops"] / 2 == pytest.approx(6.6e9, rel=0.05)
-    assert model["compressed"] == build_info()["cpu_default"] not in ("portable", "avx2")
+    assert model["compressed"] == (build_info()["cpu_default"] not in ("portable", "avx2"))
     assert one["bytes"] == pytest.approx(10e9 if model["compressed"] else 13.2e9, rel=0.05)
     assert not collect([str(directory)], dtype="float32")["memory"]["fits"]
     assert "DOES NOT FIT" in as_text(collect([str(directory)]))  # float16 becomes float32

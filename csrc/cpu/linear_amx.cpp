@@ -31,6 +31,7 @@ constexpr int64_t kSumRows = 256;          // whose sums wait on the stack betwe
 constexpr int64_t kNearBytes = 3 << 19;    // of x that stay in the second cache
 constexpr int64_t kAheadChunks = 4;        // from what is read of W to what is fetched
 constexpr int64_t kPartRows = 48;          // that are worth reading W for
+constexpr int64_t kAloneChunks = 64;       // of W by groups of rows: not worth another's cache
 constexpr int64_t kPiecesPerWorker = 3;    // of the blocks
 
 // The shapes of the registers for a group of rows. Sums 0 and 1 are of the first 16 rows and a
@@ -342,7 +343,9 @@ static void multiply(const LinearArgs& args, ThreadPool& pool) {
   const int64_t unit = args.rows <= kTileRows && 2 * pool.size() <= blocks ? 2 : 1;
   const int64_t grain = ((blocks + pieces - 1) / pieces + unit - 1) / unit * unit;
   const int64_t columns = (blocks + grain - 1) / grain;
-  pool.parallel_for(parts * columns, 1, [&](int64_t begin, int64_t end, int) {
+  const int64_t groups = (args.rows + kGroupRows - 1) / kGroupRows;
+  const int64_t together = blocks * chunks * groups <= kAloneChunks ? parts * columns : 1;
+  pool.parallel_for(parts * columns, together, [&](int64_t begin, int64_t end, int) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t part = piece / columns, first = piece % columns * grain;
       const int64_t last = std::min(first + grain, blocks);

@@ -2,6 +2,7 @@
 // keys and values into their cache pages.
 #include "ce/cpu_kernels.h"
 #include "ce/simd.h"
+#include "transpose.h"
 
 namespace ce::CE_ISA {
 namespace {
@@ -26,29 +27,62 @@ void scatter(T* out, DType dtype, const float* x, int64_t dim) {
   });
 }
 
-// Rotates one head of tokens begin..end-1 of a segment; a key head is stored with its values.
+// From so many tokens of a page on, keys are transposed in registers.
+#if defined(__AVX512F__)
+constexpr int kTransposed = 4;
+
+// As scatter, for `tokens` heads that lie `stride` apart and go to slots one after the other.
+template <typename T>
+void scatter_together(T* out, DType dtype, const float* x, int64_t stride, int tokens,
+                      int64_t dim) {
+  each_vector(dim, [&](int64_t d, int count) __attribute__((always_inline)) {
+    __m512 m[16];
+    for (int t = 0; t < 16; ++t)
+      m[t] = t < tokens ? load_part(x + t * stride + d, count).v : _mm512_setzero_ps();
+    transpose(m);
+    for (int i = 0; i < count; ++i) store_as(out, dtype, (d + i) * kPageTokens, {m[i]}, tokens);
+  });
+}
+#else
+constexpr int kTransposed = kPageTokens + 1;
+
+template <typename T>
+void scatter_together(T*, DType, const float*, int64_t, int, int64_t) {}
+#endif
+
+// Rotates one head of tokens begin..end-1 of a segment, which lie in one page; a key head is stored
+// with its values.
 void store_head(const RopeStoreArgs& args, const Segment& segment, int64_t head, int begin,
                 int end) {
   const CacheLayer& cache = args.cache;
   const int64_t dim = cache.head_dim, half = dim / 2;
   const int64_t width = int64_t{args.heads + 2 * cache.kv_heads} * dim;
-  for (int t = begin; t < end; ++t) {
-    const int64_t row = segment.first_row + t;
-    float* x = args.qkv + row * width + head * dim;
-    if (args.cos != nullptr)
-      rotate(x, args.cos + row * half, args.sin + row * half, static_cast<int>(half));
-    if (head < args.heads) continue;
-    const int position = segment.start + t;
-    const int64_t slot = position % kPageTokens;
-    const int64_t page = segment.block_table[position / kPageTokens];
-    const int64_t base = (page * cache.kv_heads + head - args.heads) * dim * kPageTokens;
-    const float* v = x + cache.kv_heads * dim;
-    if (cache.dtype == DType::f32)
-      scatter(static_cast<float*>(cache.keys) + base + slot, cache.dtype, x, dim);
-    else
-      scatter(static_cast<bf16*>(cache.keys) + base + slot, cache.dtype, x, dim);
+  const int64_t row = segment.first_row + begin;
+  float* x = args.qkv + row * width + head * dim;
+  if (args.cos != nullptr)
+    for (int t = 0; t < end - begin; ++t)
+      rotate(x + t * width, args.cos + (row + t) * half, args.sin + (row + t) * half,
+             static_cast<int>(half));
+  if (head < args.heads) return;
+  const int position = segment.start + begin;
+  const int64_t slot = position % kPageTokens;
+  const int64_t page = segment.block_table[position / kPageTokens];
+  const int64_t base = (page * cache.kv_heads + head - args.heads) * dim * kPageTokens;
+  const auto store_keys = [&](auto* keys) {
+    if (end - begin >= kTransposed)
+      return scatter_together(keys + base + slot, cache.dtype, x, width, end - begin, dim);
+    for (int t = 0; t < end - begin; ++t)
+      scatter(keys + base + slot + t, cache.dtype, x + t * width, dim);
+  };
+  if (cache.dtype == DType::f32)
+    store_keys(static_cast<float*>(cache.keys));
+  else
+    store_keys(static_cast<bf16*>(cache.keys));
+  for (int t = 0; t < end - begin; ++t) {
+    const float* v = x + t * width + cache.kv_heads * dim;
     each_vector(dim, [&](int64_t d, int lanes) __attribute__((always_inline)) {
-      store_as(cache.values, cache.dtype, base + slot * dim + d, load_part(v + d, lanes), lanes);
+      store_as(cache.values, cache.dtype, base + (slot + t) * dim + d, load_part(v + d, lanes),
+               lanes);
     });
   }
 }
