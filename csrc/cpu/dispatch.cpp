@@ -4,10 +4,10 @@
 
 #if defined(CE_HAVE_AMX)
 #include <cpuid.h>
-#endif
-#if defined(CE_HAVE_AMX) && defined(__linux__)
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #include "ce/check.h"
@@ -28,9 +28,11 @@ extern const Kernels table;
 namespace avx512bf16 {
 extern const Kernels table;
 }
+#if defined(CE_HAVE_AMX)
 namespace amx {
 extern const Kernels table;
 }
+#endif
 #endif
 
 namespace {
@@ -68,8 +70,10 @@ int candidates(Candidate* out) {
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_pairs = has_avx512 && __builtin_cpu_supports("avx512bf16");
+#if defined(CE_HAVE_AMX)
   static const bool has_tiles = has_pairs && may_use_tiles();
   out[count++] = {&amx::table, has_tiles};
+#endif
   out[count++] = {&avx512bf16::table, has_pairs};
   out[count++] = {&avx512::table, has_avx512};
   out[count++] = {&avx2::table, has_avx2};

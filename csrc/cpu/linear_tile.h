@@ -129,8 +129,7 @@ struct Decoder {
   void next() {
     for (int line = 0; line < kFetched; line += 64) __builtin_prefetch(ahead + line, 0, 0);
     decode_unit(coded, table, wide);
-    for (; unit_of(*exception) == unit; ++exception)
-      wide[wide_byte(*exception >> 8 & (kUnitPlaces - 1)) + 1] = static_cast<char>(*exception);
+    put_exceptions(exception, unit, wide);
     ahead += kFetched;
     coded += kUnitBytes;
     wide += 2 * kPairsBytes;

@@ -156,6 +156,12 @@ static inline void decode_unit(const char* unit, const uint8_t* table, char* wid
 }
 #endif
 
+// Puts the high bytes of a unit's exceptions where it was decoded to.
+static inline void put_exceptions(const uint32_t*& exception, uint32_t unit, char* wide) {
+  for (; unit_of(*exception) == unit; ++exception)
+    wide[wide_byte(*exception >> 8 & (kUnitPlaces - 1)) + 1] = static_cast<char>(*exception);
+}
+
 // Scale, bias and old y join the finished sums of `rows` rows of a block.
 static void finish(const LinearArgs& args, int64_t block, int64_t row, int64_t rows,
                    const float* sums) {

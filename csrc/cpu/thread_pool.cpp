@@ -17,12 +17,15 @@
 namespace ce {
 namespace {
 
-// A worker that has had nothing to do for so long sleeps. Longer than what lies between two passes,
-// because one that must be woken costs the caller some 50 microseconds and comes later still.
-constexpr auto kIdleTime = std::chrono::milliseconds(5);
 constexpr int kSpinsPerLook = 64;  // at the clock
+// From then on a worker without work lets others have the processor.
+constexpr auto kOwnTime = std::chrono::microseconds(500);
 // Before the caller, who waits for workers that have begun, leaves its processor to them.
 constexpr int kJoinSpins = 4000;
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 void pause_briefly() {
 #if defined(__x86_64__)
@@ -44,7 +47,7 @@ struct ThreadPool::Impl {
   std::atomic<uint64_t> generation{0};  // jobs published so far
   std::atomic<int> sleepers{0};
   std::atomic<bool> stop{false};
-  Body body = nullptr;
+  Pieces body = nullptr;
   const void* context = nullptr;
   int64_t count = 0, grain = 1;
   // The next piece of each worker's share, on a cache line of its own.
@@ -71,26 +74,29 @@ struct ThreadPool::Impl {
     }
   }
 
-  void hand_out(Body wanted, const void* its_context, int64_t items, int64_t piece) {
+  void hand_out(Pieces wanted, const void* its_context, int64_t items, int64_t piece) {
     body = wanted;
     context = its_context;
     count = items;
     grain = piece;
-    const int64_t pieces = (items + piece - 1) / piece, workers = std::ssize(shares);
+    const int64_t pieces = ceil_div(items, piece), workers = std::ssize(shares);
     for (int64_t w = 0; w < workers; ++w) {
       Share& share = shares[static_cast<size_t>(w)];
-      share.next.store(pieces * w / workers, std::memory_order_relaxed);
-      share.end = pieces * (w + 1) / workers;
+      share.next.store(ceil_div(pieces * w, workers), std::memory_order_relaxed);
+      share.end = ceil_div(pieces * (w + 1), workers);
     }
   }
 
   void take_part(int worker) {
+    const Pieces take = body;
+    const void* const its_context = context;
+    const int64_t items = count, size = grain;
     for (size_t i = 0, at = static_cast<size_t>(worker); i < shares.size(); ++i) {
       Share& share = shares[at];
-      for (;;) {
+      while (share.next.load(std::memory_order_relaxed) < share.end) {
         const int64_t piece = share.next.fetch_add(1, std::memory_order_relaxed);
         if (piece >= share.end) break;
-        body(context, piece * grain, std::min((piece + 1) * grain, count), worker);
+        take(its_context, piece * size, std::min((piece + 1) * size, items), worker);
       }
       if (++at == shares.size()) at = 0;
     }
@@ -98,12 +104,15 @@ struct ThreadPool::Impl {
 
   void wait_for_news(uint64_t seen) {
     const auto begin = std::chrono::steady_clock::now();
+    auto idle = begin - begin;
     do {
       for (int spin = 0; spin < kSpinsPerLook; ++spin) {
         if (generation.load(std::memory_order_acquire) != seen) return;
         pause_briefly();
       }
-    } while (std::chrono::steady_clock::now() - begin < kIdleTime);
+      idle = std::chrono::steady_clock::now() - begin;
+      if (idle > kOwnTime) std::this_thread::yield();
+    } while (idle < kIdleTime);
     std::unique_lock lock(mutex);
     sleepers.fetch_add(1);
     wake.wait(lock, [&] { return generation.load() != seen; });
@@ -146,7 +155,7 @@ ThreadPool::~ThreadPool() {
   delete impl_;
 }
 
-void ThreadPool::run(Body body, const void* context, int64_t count, int64_t grain) {
+void ThreadPool::run(Pieces body, const void* context, int64_t count, int64_t grain) {
   std::lock_guard one_at_a_time(impl_->callers);
   impl_->hand_out(body, context, count, grain);
   impl_->gate.fetch_or(Impl::kOpen, std::memory_order_release);

@@ -95,7 +95,7 @@ def test_workers_that_fell_asleep_wake_up(alone: torch.Tensor) -> None:
     def body() -> int:
         wrong = 0
         for _ in range(30):
-            time.sleep(0.003)
+            time.sleep(0.01)  # longer than workers spin
             wrong += wrong_passes(forks, 2, alone)
         return wrong
 

@@ -29,7 +29,7 @@ bool many_forks(ce::ThreadPool& pool, int forks, bool pauses) {
   for (int i = 0; i < forks; ++i) {
     right &= fork_once(pool, i % 40, 1 + i % 3);
     // Longer than workers spin, so that they fall asleep and must be woken.
-    if (pauses && i % 20 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    if (pauses && i % 20 == 0) std::this_thread::sleep_for(2 * ce::ThreadPool::kIdleTime);
   }
   return right;
 }

@@ -34,7 +34,7 @@ struct RmsNormArgs {
 // y = x W^T (+ bias) (+ y). Each y[r, c] is a sum over slabs of kLinearSlab steps, in ascending
 // order, then (i8) times the scale, then the bias, then the old y; a slab is one chain of fused
 // multiply-adds over ascending k from zero. A step is one k, for bf16 and i8 a pair: the odd
-// element first.
+// element first. (On AMX bf16 and i8 go by chunks of 32 k instead: linear_amx.cpp.)
 inline constexpr int64_t kLinearSlab = 128;  // 8 or 16 KB of W: stays in the first cache
 struct LinearArgs {
   PackedMatrix w;
@@ -46,17 +46,20 @@ struct LinearArgs {
   void* scratch;      // linear_scratch_bytes(rows, k, workers), 64-byte aligned
 };
 // x as the kernel packs it: four bytes an element for bf16 too, because without AVX512-BF16 it is
-// widened once and not in every block. Room for whole tiles of 16 rows of 32 bf16 is there as well.
+// widened once and not in every block.
 inline constexpr int64_t linear_packed_bytes(int64_t rows, int64_t k) {
-  const int64_t floats = (rows * ((k + 1) / 2 * 2) * 4 + 63) / 64 * 64;
-  const int64_t tiles = (rows + 15) / 16 * ((k + 31) / 32) * 1024;
-  return floats > tiles ? floats : tiles;
+  return (rows * ((k + 1) / 2 * 2) * 4 + 63) / 64 * 64;
+}
+// x as AMX reads it where k fills no whole tiles: of 16 rows by 32 bf16.
+inline constexpr int64_t linear_tile_bytes(int64_t rows, int64_t k) {
+  return (rows + 15) / 16 * ((k + 31) / 32) * 1024;
 }
 // Up to this size each worker has a packed copy of its own.
 inline constexpr int64_t kLinearCopyBytes = 128 << 10;
 inline constexpr int64_t linear_scratch_bytes(int64_t rows, int64_t k, int workers) {
-  const int64_t bytes = linear_packed_bytes(rows, k);
-  return bytes <= kLinearCopyBytes ? workers * bytes : bytes;
+  const int64_t packed = linear_packed_bytes(rows, k), tiles = linear_tile_bytes(rows, k);
+  const int64_t bytes = packed <= kLinearCopyBytes ? workers * packed : packed;
+  return bytes > tiles ? bytes : tiles;
 }
 
 // Rotates queries in place and stores rotated keys and values in the cache. Rotation pairs

@@ -1,7 +1,7 @@
 // Sixteen floats at a time, with one meaning on every instruction set. Files that include this
 // header are compiled once per instruction set into namespace ce::CE_ISA (CMake defines CE_ISA as
-// portable, avx2, avx512, avx512bf16 or amx); nothing here may leak out of that namespace, so that the
-// linker can never pick an AVX-512 copy of a function for an older machine.
+// portable, avx2, avx512, avx512bf16 or amx); nothing here may leak out of that namespace, so that
+// the linker can never pick an AVX-512 copy of a function for an older machine.
 //
 // Row invariance: every function here is a pure function of its lanes, and the reductions add
 // lanes in one fixed tree, so results do not depend on where in a vector a value stands only
