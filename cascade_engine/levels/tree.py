@@ -67,10 +67,55 @@ class TokenTree:
         return chances
 
     def ranks(self, path: Sequence[int]) -> list[int]:
-        """For nodes of a path from the root: how many of the tree's nodes have likelier paths, so
-        that a smaller tree has a node if its rank is below that tree's size."""
-        chances = self.chances()
-        return [sum(chance > chances[node] for chance in chances) for node in path]
+        """For nodes of a path from the root: how many of the tree's nodes have likelier paths, or
+        as likely ones before it, so that a smaller tree has a node if its rank is below that tree's
+        size."""
+        return [likelier.bit_count() for likelier in self._likelier(path)]
+
+    def likeliest(self, path: Sequence[int], begin: int = 0) -> list[bool]:
+        """For nodes of a path from the root, from number `begin` of them on: whether they are the
+        likeliest of their siblings. Lastly, whether its end has children."""
+        found = []
+        for parent, node in zip((ROOT, *path), (*path, None), strict=True):
+            siblings = [j for j, above in enumerate(self.parents) if above == parent]
+            if node is None:
+                found.append(bool(siblings))
+            else:
+                found.append(node == max(siblings, key=lambda j: self.probs[j]))
+        return found[begin:]
+
+    def needed(self, path: Sequence[int], sizes: Sequence[int], begin: int = 0) -> list[int]:
+        """How many reviews of trees of each size would have given what this one gave behind the
+        first `begin` nodes of the path: its other nodes and one token more. Where a tree ends, the
+        next begins with what is below that node."""
+        likelier, below = self._likelier(path), [self._below(ROOT), *map(self._below, path)]
+        found = []
+        for size in sizes:
+            reviews, at = 0, begin
+            while at <= len(path):
+                tree = below[at]
+                while at < len(path) and (likelier[at] & tree).bit_count() < size:
+                    at += 1
+                at += 1
+                reviews += 1
+            found.append(reviews)
+        return found
+
+    def _below(self, node: int) -> int:
+        """The nodes below one, as bits."""
+        if node == ROOT:
+            return (1 << len(self)) - 1
+        return sum(1 << j for j in range(node + 1, len(self)) if self.ancestors[j] >> node & 1)
+
+    def _likelier(self, path: Sequence[int]) -> list[int]:
+        """By node of a path: which nodes have likelier paths, or as likely ones before it, as bits.
+        """
+        order = sorted(range(len(self)), key=self.chances().__getitem__, reverse=True)
+        masks, seen = {}, 0
+        for node in order:
+            masks[node] = seen
+            seen |= 1 << node
+        return [masks[node] for node in path]
 
 
 class TokenTrie:

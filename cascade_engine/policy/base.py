@@ -142,6 +142,18 @@ class RowSeen(Protocol):
     def length(self) -> int: ...
 
 
+class TreeSeen(Protocol):
+    """A reviewed tree, as levels/tree.py has it. Paths begin at its root."""
+
+    def __len__(self) -> int: ...
+
+    def ranks(self, path: Sequence[int]) -> list[int]: ...
+
+    def likeliest(self, path: Sequence[int], begin: int) -> list[bool]: ...
+
+    def needed(self, path: Sequence[int], sizes: Sequence[int], begin: int) -> list[int]: ...
+
+
 class ReviewSeen(Protocol):
     """What was reviewed of a row."""
 
@@ -154,9 +166,8 @@ class ReviewSeen(Protocol):
         """The row's, before the review."""
 
     @property
-    def tree(self) -> Any:
-        """None: the row's own drafts; else a tree: `len` is its nodes, and `ranks` tells of nodes
-        on a path how many of the tree's are likelier."""
+    def tree(self) -> TreeSeen | None:
+        """None: the row's own drafts; else a tree (`TreeSeen`)."""
 
 
 class VerdictSeen(Protocol):

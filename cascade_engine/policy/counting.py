@@ -14,7 +14,13 @@ from cascade_engine.policy.base import (
     VerdictSeen,
 )
 from cascade_engine.policy.pace import Around
-from cascade_engine.policy.planning import Estimate, Knowledge, PassCosts, RowRecord
+from cascade_engine.policy.planning import (
+    TREE_SIZES,
+    Estimate,
+    Knowledge,
+    PassCosts,
+    RowRecord,
+)
 from cascade_engine.policy.plans import PLAIN
 
 COLD = 3.0
@@ -147,15 +153,17 @@ class PassCounts:
             if fresh and start == end and tree is None:
                 self._steady = False  # its prompt was read in the same pass
             records.append(record)
-            kept, nodes, ranks = verdict.num_accepted, 0, ()
+            kept, seen = verdict.num_accepted, None
             if tree is not None:
                 kept = 0
                 for node in verdict.path:
                     if node != kept or kept >= end - start:
                         break
                     kept += 1
-                nodes, ranks = len(tree), tree.ranks(verdict.path)
-            self._known.reviewed(record, self._estimate, start, end, kept, nodes, ranks, row.length)
+                path = verdict.path
+                needed = tree.needed(path, TREE_SIZES, kept)
+                seen = len(tree), tree.ranks(path), tree.likeliest(path, kept), needed
+            self._known.reviewed(record, self._estimate, start, end, kept, seen, row.length)
         self._records = records
         self._reviews += len(rows)
 

@@ -10,10 +10,11 @@ from typing import Any
 from cascade_engine import cache_files
 from cascade_engine.policy.planning import Knowledge, PassCosts
 
-FORMAT = 4
+FORMAT = 5
 CELL_WEIGHT = 4.0
 """Passes that a time of an earlier run counts as: another run may find another load."""
-Counts = tuple[list[float], list[float]]
+Counts = tuple[list[float], list[float], float]
+"""Kept and rejected tokens by depth, and reviews."""
 REVIEWS = 24.0
 """Reviews that what was seen in earlier runs counts as at most: other texts may come."""
 
@@ -24,8 +25,8 @@ def save(path: Path, key: str, costs: PassCosts, known: Knowledge) -> None:
         "format": FORMAT,
         "key": key,
         "cells": costs.cells(),
-        "ends": [[*pair, each.rejected, each.open] for pair, each in _ends(known).items()],
-        "confident": [[[e.rejected, e.open] for e in each] for each in _confident(known)],
+        "ends": [[*pair, *_of(each)] for pair, each in _ends(known).items()],
+        "confident": [[_of(each) for each in both] for both in _confident(known)],
         "trees": [[each.tokens, each.below, each.reviews] for each in _trees(known)],
     }
     cache_files.write(path, content)
@@ -39,8 +40,8 @@ def load(path: Path, key: str, costs: PassCosts, known: Knowledge) -> str | None
         if content is None:
             return None
         cells = [_cell(*each) for each in content["cells"]]
-        ends = {(a, b): (_counts(r), _counts(o)) for a, b, r, o in content["ends"]}
-        confident = [[(_counts(r), _counts(o)) for r, o in each] for each in content["confident"]]
+        ends = {(a, b): _seen(*seen) for a, b, *seen in content["ends"]}
+        confident = [[_seen(*seen) for seen in both] for both in content["confident"]]
         trees = [[_counts(counts) for counts in each] for each in content["trees"]]
         _check(known, ends, confident, trees)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -69,6 +70,10 @@ def _confident(known: Knowledge) -> list[list[Any]]:
     return [[confident.drafted, confident.kept] for confident in each]
 
 
+def _of(ends: Any) -> Counts:
+    return ends.kept, ends.rejected, ends.reviews
+
+
 def _restore(ends: Any, counts: Counts) -> None:
     ends.restore(*counts)
     ends.scale(min(1.0, REVIEWS / max(ends.reviews, REVIEWS)))
@@ -89,9 +94,9 @@ def _check(
         raise ValueError("it is of other levels")
     if [len(each) for each in confident] != lengths:
         raise ValueError("it is of other levels")
-    depths = len(known.ends(0, 1).open)
-    for rejected, still_open in (*ends.values(), *(pair for each in confident for pair in each)):
-        if not len(rejected) == len(still_open) == depths:
+    depths = len(known.ends(0, 1).kept)
+    for kept, rejected, _ in (*ends.values(), *(each for both in confident for each in both)):
+        if not len(kept) == len(rejected) == depths:
             raise ValueError("its counts are of other depths")
     for gains, found in zip(_trees(known), trees, strict=True):
         if [len(counts) for counts in found] != 3 * [len(gains.tokens)]:
@@ -107,6 +112,10 @@ def _cell(
     if not (ordered and 0.0 < seconds < math.inf and weight > 0.0):
         raise ValueError(f"a cell is out of range: {(table, rows, size, seconds, weight)}")
     return table, rows, size, float(seconds), min(float(weight), CELL_WEIGHT)
+
+
+def _seen(kept: Any, rejected: Any, reviews: Any) -> Counts:
+    return _counts(kept), _counts(rejected), _counts([reviews])[0]
 
 
 def _counts(values: Any) -> list[float]:

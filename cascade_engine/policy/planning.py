@@ -6,6 +6,7 @@ expected to give and to take, which to follow, and which to try (csrc/include/ce
 """
 
 from cascade_engine._C import (
+    TREE_SIZES,
     Choice,
     Estimate,
     Knowledge,
@@ -16,6 +17,7 @@ from cascade_engine._C import (
 )
 
 __all__ = [
+    "TREE_SIZES",
     "Choice",
     "Estimate",
     "Knowledge",

@@ -81,6 +81,8 @@ class Branches(NamedTuple):
     nodes: int
     drafted: int
     branch_ranks: Sequence[int]
+    first: Sequence[bool]
+    """Of these: the likeliest where it stands. Lastly, whether one was behind them."""
 
     def __len__(self) -> int:
         return self.nodes
@@ -88,6 +90,23 @@ class Branches(NamedTuple):
     def ranks(self, path: Sequence[int]) -> list[int]:
         d = self.drafted
         return [node if node < d else self.branch_ranks[node - d] for node in path]
+
+    def likeliest(self, path: Sequence[int], begin: int) -> list[bool]:
+        return list(self.first)
+
+    def needed(self, path: Sequence[int], sizes: Sequence[int], begin: int) -> list[int]:
+        """As if all that is less likely than a node stood below it."""
+        found, last = [], len(self.branch_ranks)
+        for size in sizes:
+            reviews = at = 0
+            while at <= last:
+                root = self.branch_ranks[at - 1] + 1 if at else self.drafted
+                while at < last and self.branch_ranks[at] - root < size:
+                    at += 1
+                at += 1
+                reviews += 1
+            found.append(reviews)
+        return found
 
 
 class Simulation:
@@ -195,10 +214,10 @@ class Simulation:
                 kept += 1
             accepted = kept
             if nodes:
-                ranks, drafted = _branch_ranks(row, kept, nodes), len(row.tokens)
+                (ranks, first), drafted = _branches(row, kept, nodes), len(row.tokens)
                 accepted += len(ranks)
                 path = [*range(kept), *range(drafted, drafted + len(ranks))]
-                item = item._replace(tree=Branches(max(nodes, drafted), drafted, ranks))
+                item = item._replace(tree=Branches(max(nodes, drafted), drafted, ranks, first))
         else:
             own = row.text.token
             while kept < len(row.tokens) and row.tokens[kept] == own(
@@ -226,17 +245,20 @@ class Simulation:
         return item, Kept(accepted - start, path)
 
 
-def _branch_ranks(row: SimulatedRow, kept: int, nodes: int) -> list[int]:
-    """Of the tokens that branches add behind the kept drafts: a tree spends nodes on each depth up
-    to the rank of the right token, half as many again on others; the likeliest comes first."""
-    used, found = float(len(row.tokens)), list[int]()
+def _branches(row: SimulatedRow, kept: int, nodes: int) -> tuple[list[int], list[bool]]:
+    """Of the tokens that branches add behind the kept drafts, their ranks and whether they are the
+    likeliest: a tree spends nodes on each depth up to the rank of the right token, half as many
+    again on others; the likeliest comes first."""
+    used, found, firsts = float(len(row.tokens)), list[int](), list[bool]()
     while True:
         rank = row.text.rank[row.frontier[0] + kept + len(found)]
+        any_fits = used + 1.5 <= nodes
         used += 1.5 * (rank + 1)
         if used > nodes:
-            return found
+            return found, [*firsts, any_fits]
         first = rank == 0 and not found and not row.tokens
         found.append(0 if first else math.ceil(used) - 1)
+        firsts.append(rank == 0)
 
 
 def throughput(

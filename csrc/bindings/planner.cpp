@@ -9,6 +9,8 @@ namespace ce {
 namespace {
 
 using PlanTuple = std::tuple<int, int, int, int, int, int, int, int, double>;
+using TreeTuple =
+    std::tuple<int, std::vector<int>, std::vector<bool>, std::array<int, kTreeSizes.size()>>;
 using CellTuple = std::tuple<int, int, int, double, double>;
 
 PlanTuple to_tuple(const Plan& p) {
@@ -18,6 +20,15 @@ PlanTuple to_tuple(const Plan& p) {
 
 Plan to_plan(const PlanTuple& t) {
   return std::apply([](auto... each) { return Plan{each...}; }, t);
+}
+
+std::optional<TreeReview> to_tree(const std::optional<TreeTuple>& tree, int trunk) {
+  if (!tree) return std::nullopt;
+  const TreeReview found = std::make_from_tuple<TreeReview>(*tree);
+  if (found.ranks.size() + 1 != found.likeliest.size() + trunk)
+    throw std::invalid_argument(
+        "`likeliest` must tell of each node behind the draft, and one more");
+  return found;
 }
 
 std::vector<CellTuple> cells(const PassCosts& costs) {
@@ -59,17 +70,18 @@ void bind_planner(py::module_& m) {
       .def("restore", &restore, "cells"_a);
   py::class_<Ends>(m, "Ends", "Where reviews of chains stopped: csrc/include/ce/acceptance.h.")
       .def(py::init<double>(), "prior"_a)
-      .def("add", &Ends::add, "kept"_a, "rejected"_a)
+      .def("add", &Ends::add, "start"_a, "kept"_a, "rejected"_a)
       .def("scale", &Ends::scale, "factor"_a)
-      .def("restore", &Ends::restore, "rejected"_a, "open"_a)
+      .def("restore", &Ends::restore, "kept"_a, "rejected"_a, "reviews"_a)
       .def("survival", &Ends::survival)
       .def("kept_share", &Ends::kept_share)
       .def_property_readonly("reviews", &Ends::reviews)
-      .def_property_readonly("rejected", &Ends::rejected)
-      .def_property_readonly("open", &Ends::open);
+      .def_property_readonly("kept", &Ends::kept)
+      .def_property_readonly("rejected", &Ends::rejected);
   py::class_<TreeGains>(m, "TreeGains", "What trees add: csrc/include/ce/acceptance.h.")
       .def(py::init<>())
       .def("add", &TreeGains::add, "nodes"_a, "trunk"_a, "ranks"_a)
+      .def("replay", &TreeGains::replay, "nodes"_a, "text"_a, "needed"_a)
       .def("scale", &TreeGains::scale, "factor"_a)
       .def("means", &TreeGains::means, "prior"_a)
       .def("evidence", &TreeGains::evidence, "size"_a)
@@ -103,10 +115,10 @@ void bind_planner(py::module_& m) {
       .def(
           "reviewed",
           [](Knowledge& known, RowRecord& row, const Estimate& followed, int64_t start, int64_t end,
-             int kept, int nodes, const std::vector<int>& ranks, int64_t length) {
-            known.reviewed(row, followed.plan, start, end, kept, nodes, ranks, length);
+             int kept, const std::optional<TreeTuple>& tree, int64_t length) {
+            known.reviewed(row, followed.plan, start, end, kept, to_tree(tree, kept), length);
           },
-          "row"_a, "followed"_a, "start"_a, "end"_a, "kept"_a, "nodes"_a, "ranks"_a, "length"_a)
+          "row"_a, "followed"_a, "start"_a, "end"_a, "kept"_a, "tree"_a, "length"_a)
       .def(
           "hazard",
           [](const Knowledge& known, const RowRecord& row, int level, int source) {

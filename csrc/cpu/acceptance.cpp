@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace ce {
 namespace {
@@ -12,6 +13,11 @@ constexpr double kStrength = 15.0;
 constexpr double kRecent = 0.998;
 // Log-likelihood that a belief needs beyond the one before it, that rows differ less.
 constexpr double kDoubt = 3.0;
+// Bound of what a token far down a run is kept with.
+constexpr double kMostKept = 0.999;
+// Of a smaller tree, as a share of its nodes, that a tree is taken to tell what it would have
+// given.
+constexpr double kTold = 0.8;
 // Bounds of a row's hazard.
 constexpr double kLeastHazard = 0.5;
 constexpr double kMostHazard = 8.0;
@@ -22,62 +28,72 @@ double rejects(const Survival& survival, int d) {
 }
 
 int depth_of(int kept) {
-  return std::clamp(kept, 0, kDepths);
+  return std::min(kept, kDepths - 1);
 }
 
 }  // namespace
 
-void Ends::add(int kept, bool rejected) {
-  (rejected ? rejected_ : open_)[depth_of(kept)] += 1.0;
+void Ends::add(int from, int kept, bool rejected) {
+  for (int d = from; d < from + kept; ++d) kept_[depth_of(d)] += 1.0;
+  if (rejected) rejected_[depth_of(from + kept)] += 1.0;
   reviews_ += 1.0;
   stale_ = true;
 }
 
 void Ends::scale(double factor) {
+  for (double& count : kept_) count *= factor;
   for (double& count : rejected_) count *= factor;
-  for (double& count : open_) count *= factor;
   reviews_ *= factor;
   stale_ = true;
 }
 
-void Ends::restore(const Counts& rejected, const Counts& open) {
+void Ends::restore(const Counts& kept, const Counts& rejected, double reviews) {
+  kept_ = kept;
   rejected_ = rejected;
-  open_ = open;
-  reviews_ = 0.0;
-  for (int d = 0; d <= kDepths; ++d) reviews_ += rejected[d] + open[d];
+  reviews_ = reviews;
   stale_ = true;
 }
 
 const Survival& Ends::survival() const {
   if (!stale_) return survival_;
-  double at_risk = reviews_, chance = 1.0, keeps = prior_, strength = 2.0;
+  double keeps = prior_, strength = 2.0;
   survival_[0] = 1.0;
   for (int d = 0; d < kDepths; ++d) {
-    at_risk -= open_[d];
-    keeps = (strength * keeps + at_risk - rejected_[d]) / (strength + at_risk);
-    at_risk = std::max(at_risk - rejected_[d], 0.0);
-    if (at_risk < 1e-6) at_risk = 0.0;
+    keeps = (strength * keeps + kept_[d]) / (strength + kept_[d] + rejected_[d]);
     strength = kStrength;
-    chance *= keeps;
-    survival_[d + 1] = chance;
+    survival_[d + 1] = survival_[d] * keeps;
   }
   stale_ = false;
   return survival_;
 }
 
 double Ends::rejections() const {
-  double sum = 0.0;
-  for (const double each : rejected_) sum += each;
-  return sum;
+  return std::accumulate(rejected_.begin(), rejected_.end(), 0.0);
 }
 
 double Ends::kept_share() const {
-  double kept = 0.0, lost = 0.0;
-  for (int d = 0; d <= kDepths; ++d) {
-    kept += d * (rejected_[d] + open_[d]);
-    lost += rejected_[d];
-  }
-  return kept / std::max(kept + lost, 1e-9);
+  const double kept = std::accumulate(kept_.begin(), kept_.end(), 0.0);
+  return kept / std::max(kept + rejections(), 1e-9);
+}
+
+// In a run the drafts begin at depths 0, period, 2 period, ...; sums[d]: how many of them keep at
+// least d tokens. Beyond what is told apart the chance falls by the same factor with each token.
+Survival kept_of_draft(const Survival& runs, int drafted) {
+  const int period = drafted + 1;
+  Survival sums{};
+  for (int depth = 0; depth < kDepths; ++depth) sums[depth % period] += runs[depth];
+  const double keeps = std::min(1.0 - rejects(runs, kDepths - 1), kMostKept);
+  double rest = runs[kDepths] / (1.0 - std::pow(keeps, period));
+  for (int depth = kDepths; depth < kDepths + period; ++depth, rest *= keeps)
+    sums[depth % period] += rest;
+  Survival found{};
+  for (int d = 0; d <= drafted; ++d) found[d] = sums[d] / sums[0];
+  return found;
+}
+
+double mean_kept(const Survival& runs, int drafted) {
+  const Survival kept = kept_of_draft(runs, drafted);
+  return std::accumulate(kept.begin() + 1, kept.begin() + drafted + 1, 0.0);
 }
 
 void TreeGains::add(int nodes, int trunk, const std::vector<int>& ranks) {
@@ -93,6 +109,16 @@ void TreeGains::add(int nodes, int trunk, const std::vector<int>& ranks) {
     below[i] += smaller;
     reviews[i] += 1.0;
     smaller = gained;
+  }
+}
+
+void TreeGains::replay(int nodes, int text, const std::array<int, kTreeSizes.size()>& needed) {
+  double smaller = text;
+  for (size_t i = 0; i < kTreeSizes.size() && kTold * kTreeSizes[i] <= nodes; ++i) {
+    tokens[i] += smaller;
+    below[i] += needed[i];
+    reviews[i] += needed[i];
+    smaller = needed[i];
   }
 }
 
@@ -113,6 +139,17 @@ PerSize TreeGains::means(const PerSize& prior) const {
   return found;
 }
 
+double tree_mean(const PerSize& means, double nodes) {
+  double size = 0.0, mean = 0.0;
+  for (size_t i = 0; i < means.size(); ++i) {
+    const double next = kTreeSizes[i];
+    if (nodes <= next)
+      return mean + (std::max(nodes, 0.0) - size) / (next - size) * (means[i] - mean);
+    size = next, mean = means[i];
+  }
+  return mean;
+}
+
 double TreeGains::evidence(size_t size) const {
   return std::min(reviews[0], 4.0 * reviews[size]);
 }
@@ -124,10 +161,9 @@ void Frailty::add(double expected, bool rejected) {
   }
 }
 
-void Frailty::add(const Survival& survival, int kept, bool rejected) {
-  const int looked = std::min(kept + (rejected ? 1 : 0), kDepths);
+void Frailty::add(const Survival& survival, int from, int kept, bool rejected) {
   double expected = 0.0;
-  for (int d = 0; d < looked; ++d) expected += rejects(survival, d);
+  for (int d = from; d < from + kept + rejected; ++d) expected += rejects(survival, depth_of(d));
   add(expected, rejected);
 }
 
@@ -159,14 +195,15 @@ double Frailty::tree_mean(double mean, const Belief& belief) const {
   return std::max((1.0 + std::max(mean, 0.0)) / hazard(belief) - 1.0, 0.0);
 }
 
-void Beliefs::add(const Frailty& row, const Survival& survival, int kept, bool rejected) {
-  kept = std::min(kept, kDepths - 1);
+void Beliefs::add(const Frailty& row, const Survival& survival, int from, int kept, bool rejected) {
+  const int end = from + kept;
   size_t best = 0;
   for (size_t i = 0; i < kBeliefs.size(); ++i) {
     const double hazard = row.hazard(kBeliefs[i]);
     double chance = 1.0;
-    for (int d = 0; d < kept; ++d) chance *= 1.0 - std::min(hazard * rejects(survival, d), 0.98);
-    if (rejected) chance *= std::clamp(hazard * rejects(survival, kept), 0.02, 0.98);
+    for (int d = from; d < end; ++d)
+      chance *= 1.0 - std::min(hazard * rejects(survival, depth_of(d)), 0.98);
+    if (rejected) chance *= std::clamp(hazard * rejects(survival, depth_of(end)), 0.02, 0.98);
     scores_[i] = scores_[i] * kRecent + std::log(std::max(chance, 1e-12));
     if (scores_[i] - kDoubt * i > scores_[best] - kDoubt * best) best = i;
   }

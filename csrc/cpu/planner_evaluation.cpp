@@ -89,6 +89,7 @@ Evaluation::Evaluation(const Knowledge& knowledge, const PassCosts& costs, int r
   const int n = known_.neural();
   survivals_.resize(static_cast<size_t>(n) * (n + 1) / 2);
   sums_.resize(survivals_.size());
+  wholes_.resize(survivals_.size());
   slots_.resize(static_cast<size_t>(n) * n * 8 * (kTreeSizes.size() + 1));
 }
 
@@ -143,13 +144,19 @@ void Evaluation::average() {
     for (int source = level + 1; source <= n; ++source) {
       const size_t pair = known_.pair(level, source);
       hope(survivals_[pair], known_.ends(level, source).rejections());
-      double going = 1.0;
-      sums_[pair][0] = 0.0;
-      for (int d = 1; d <= kDepths; ++d) {
-        if (level == 0) going *= goes_on_;
-        sums_[pair][d] = sums_[pair][d - 1] + survivals_[pair][d] * going;
-      }
+      if (level == 0) sum(pair);
     }
+  }
+}
+
+// Of what the target reviews.
+void Evaluation::sum(size_t pair) {
+  for (int drafted = 0; drafted <= kDepths; ++drafted) {
+    const Survival kept = kept_of_draft(survivals_[pair], drafted);
+    double sum = 0.0, going = 1.0;
+    for (int d = 1; d <= drafted; ++d) sum += kept[d] * (going *= goes_on_);
+    sums_[pair][drafted] = sum;
+    wholes_[pair][drafted] = kept[drafted];
   }
 }
 
@@ -234,7 +241,7 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
     const Writing inner = writing(second, width);
     const double count = inner.process.reviews[second_tokens];
     const int kept = std::min(rounded(count * inner.process.mean), kDepths);
-    written = {renewal(survivals_[known_.pair(drafter, second)], kept),
+    written = {renewal(kept_of_draft(survivals_[known_.pair(drafter, second)], kept), kept),
                count * inner.seconds + around() + pass(drafter, kept + 1)};
   } else {
     written = writing(drafter, width);
@@ -310,7 +317,7 @@ double Evaluation::writing_by(int rows, int level, int width) const {
 void Evaluation::longer(const Plan& drafted, double tokens, double length, double spent) {
   const int n = known_.neural();
   const size_t own = known_.pair(0, drafted.drafter), tails = known_.pair(0, n);
-  const double reached = between(survivals_[own], length);
+  const double reached = between(wholes_[own], length);
   for (const int tail : kLaterTails) {
     Plan plan = drafted;
     plan.tail = tail;
@@ -319,12 +326,9 @@ void Evaluation::longer(const Plan& drafted, double tokens, double length, doubl
   }
   if (!trees_) return;
   const TreeGains& gains = known_.trees(drafted.drafter);
-  const double general = between(known_.ends(0, drafted.drafter).survival(), length);
-  const Survival& chain = known_.ends(0, n).survival();
+  const PerSize alone = known_.lone_trees();
   PerSize prior{};
-  for (size_t i = 0; i < prior.size(); ++i)
-    prior[i] =
-        general * (chain[1] + chain[2] + chain[3] + chain[4]) + (1.2 - general) * kTreeLift[i];
+  for (size_t i = 0; i < prior.size(); ++i) prior[i] = ce::tree_mean(alone, kTreeSizes[i] - length);
   const PerSize means = gains.means(prior);
   for (size_t i = 0; i + 1 < kTreeSizes.size(); ++i) {
     const int nodes = kTreeSizes[i];
@@ -345,7 +349,7 @@ Evaluation::Writing Evaluation::writing(int level, int width) {
     none[0] = 1.0;
     return {renewal(none, 0), pass(level, 1) - around()};
   }
-  return {renewal(survivals_[known_.pair(level, n)], width),
+  return {renewal(kept_of_draft(survivals_[known_.pair(level, n)], width), width),
           pass(level, width + 1) + pass(n, width) - 2.0 * around()};
 }
 

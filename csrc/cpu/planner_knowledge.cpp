@@ -11,6 +11,8 @@ constexpr double kNeuralPrior = 0.8;
 constexpr double kStatisticalPrior = 0.5;
 // What is known of a row counts less with each review that tells nothing new.
 constexpr double kUnseen = 0.98;
+// Tokens of a chain that a tree is taken to hold, until it is known better.
+constexpr int kPriorChain = 16;
 
 size_t pairs(int neural) {
   return static_cast<size_t>(neural) * (neural + 1) / 2;
@@ -18,12 +20,12 @@ size_t pairs(int neural) {
 
 }  // namespace
 
-RowRecord::RowRecord(int neural) : frailties(pairs(neural)), read(neural) {}
+RowRecord::RowRecord(int neural) : frailties(pairs(neural)), runs(pairs(neural)), read(neural) {}
 
 void Confident::add(int kept_tokens, int drafted_tokens, int most) {
   const bool ended = drafted_tokens < most;
-  drafted.add(drafted_tokens, ended);
-  kept.add(kept_tokens, ended || kept_tokens < drafted_tokens);
+  drafted.add(0, drafted_tokens, ended);
+  kept.add(0, kept_tokens, ended || kept_tokens < drafted_tokens);
 }
 
 void Confident::scale(double factor) {
@@ -46,10 +48,10 @@ size_t Knowledge::pair(int level, int source) const {
 }
 
 PerSize Knowledge::lone_trees() const {
-  const Survival& survival = ends(0, neural_).survival();
+  const Survival& runs = ends(0, neural_).survival();
   PerSize prior = kTreeLift;
   for (size_t i = 0; i < prior.size(); ++i)
-    for (int d = 1; d <= std::min(kTreeSizes[i], 16); ++d) prior[i] += survival[d];
+    prior[i] += mean_kept(runs, std::min(kTreeSizes[i], kPriorChain));
   return trees_[0].means(prior);
 }
 
@@ -61,50 +63,70 @@ void Knowledge::scale(double factor) {
   emitted = std::max(emitted * factor, 20.0);
 }
 
-void Knowledge::observe(RowRecord& row, int level, int source, int kept, bool rejected) {
+// A review goes on with a run where the one before it ended, or behind a token that a better level
+// has written since; a level's own token behind a draft is taken to belong to the run.
+void Knowledge::observe(RowRecord& row, int level, int source, int64_t start, int kept,
+                        bool rejected) {
   Ends& ends = this->ends(level, source);
   const size_t pair = this->pair(level, source);
-  beliefs_[pair].add(row.frailties[pair], ends.survival(), kept, rejected);
-  row.frailties[pair].add(ends.survival(), kept, rejected);
-  ends.add(kept, rejected);
+  Run& run = row.runs[pair];
+  const int64_t gap = start - run.end;
+  const int from = gap == 0 || gap == 1 ? run.kept + static_cast<int>(gap) : 0;
+  beliefs_[pair].add(row.frailties[pair], ends.survival(), from, kept, rejected);
+  row.frailties[pair].add(ends.survival(), from, kept, rejected);
+  ends.add(from, kept, rejected);
+  run = {rejected ? 0 : std::min(from + kept + 1, kDepths), start + kept + 1};
 }
 
 void Knowledge::drafted(RowRecord& row, int level, int source, int kept, int drafted,
                         int64_t length) {
-  if (drafted > 0) observe(row, level, source, kept, kept < drafted);
+  if (drafted > 0) observe(row, level, source, length - kept - 1, kept, kept < drafted);
   row.vouched = length;
   row.read.at(level) = length;
 }
 
-// A tree that stands alone tells of the chain in it, too: its first token is the likeliest of all.
-void Knowledge::tree_reviewed(RowRecord& row, int drafter, int trunk, int nodes,
-                              const std::vector<int>& ranks) {
-  trees_.at(drafter).add(nodes, trunk, ranks);
-  if (drafter) return;
-  const auto large = std::find_if(kTreeSizes.begin(), kTreeSizes.end() - 1,
-                                  [&](int size) { return size >= nodes; });
-  const int kept = static_cast<int>(ranks.size());
-  row.frailties[pair(0, neural_)].add_tree(lone_trees()[large - kTreeSizes.begin()], kept);
-  const bool first = kept && ranks[0] == 0;
-  ends(0, neural_).add(first, !first);
+// A tree tells of lone trees and of the chain, which follows the likeliest of siblings, too: where
+// the draft in it ended, they begin.
+void Knowledge::tree_reviewed(RowRecord& row, int drafter, int64_t start, int drafted, int trunk,
+                              const TreeReview& tree) {
+  if (drafter) trees_.at(drafter).add(tree.nodes, trunk, tree.ranks);
+  const int kept = static_cast<int>(tree.ranks.size()) - trunk, nodes = tree.nodes - drafted;
+  const size_t pair = this->pair(0, neural_);
+  row.frailties[pair].add_tree(tree_mean(lone_trees(), nodes), kept);
+  trees_[0].replay(nodes, kept + 1, tree.needed);
+  Ends& ends = ends_[pair];
+  Run& run = row.runs[pair];
+  int from = start + trunk == run.end ? run.kept : 0, held = 0;
+  for (int i = 0; i < kept; ++i) {
+    if (tree.likeliest[i]) {
+      ++held;
+    } else {
+      ends.add(from, held, true);
+      from = held = 0;
+    }
+  }
+  const bool rejected = tree.likeliest[kept];
+  if (held || rejected) ends.add(from, held, rejected);
+  run = {rejected ? 0 : std::min(from + held + 1, kDepths), start + trunk + kept + 1};
 }
 
 void Knowledge::reviewed(RowRecord& row, const Plan& plan, int64_t start, int64_t end, int kept,
-                         int nodes, const std::vector<int>& ranks, int64_t length) {
+                         const std::optional<TreeReview>& tree, int64_t length) {
   for (Frailty& each : row.frailties) each.fade(kUnseen);
   const int drafted = static_cast<int>(end - start);
   const int trunk = static_cast<int>(std::max<int64_t>(row.vouched - start, 0));
   if (trunk && plan.drafter) {
-    observe(row, 0, plan.drafter, std::min(kept, trunk), kept < trunk);
+    observe(row, 0, plan.drafter, start, std::min(kept, trunk), kept < trunk);
     if (plan.min_confidence > 0.0)
       confident(plan.drafter, plan.width > 0).add(std::min(kept, trunk), trunk, plan.tokens);
   }
-  if (nodes) {
-    tree_reviewed(row, plan.drafter, kept, nodes, ranks);
+  if (tree) {
+    tree_reviewed(row, plan.drafter, start, drafted, kept, *tree);
   } else if (plan.tail && kept >= trunk) {
     // What was not found could not be kept.
     const int found = drafted - trunk;
-    observe(row, 0, neural_, kept - trunk, kept - trunk < found || found < plan.tail);
+    observe(row, 0, neural_, start + trunk, kept - trunk,
+            kept - trunk < found || found < plan.tail);
   }
   row.vouched = 0;
   row.length = length;

@@ -18,45 +18,57 @@ using PerSize = std::array<double, kTreeSizes.size()>;
 // Tokens that trees of these sizes give beyond a chain, until it is known better.
 inline constexpr PerSize kTreeLift = {0.5, 0.8, 1.1, 1.3};
 
-using Counts = std::array<double, kDepths + 1>;
-// [d]: the chance that the first d drafted tokens are all kept.
+using Counts = std::array<double, kDepths>;
+// [d]: the chance that d tokens are kept one after the other.
 using Survival = std::array<double, kDepths + 1>;
 
-// Reviews of one source's chains by one level: how many kept so many tokens and then rejected one,
-// and how many kept so many and there were no more. A review of a long draft thus tells what every
-// shorter one would have given (the product-limit estimate of Kaplan and Meier).
+// Runs of tokens of one source that one level keeps, from one rejection to the next: by depth in
+// the run, tokens that were kept and that were rejected. A review may begin within a run, and tells
+// of the depths that it looked at (the product-limit estimate of Kaplan and Meier, with late
+// entry): so drafts of all lengths tell of all others.
 class Ends {
  public:
   // `prior`: the chance that a token is kept, before any was seen.
   explicit Ends(double prior) : prior_(prior) {}
 
-  void add(int kept, bool rejected);
+  // A review at depth `from` kept `kept` tokens, and then rejected one or found no more.
+  void add(int from, int kept, bool rejected);
   void scale(double factor);
-  void restore(const Counts& rejected, const Counts& open);
+  void restore(const Counts& kept, const Counts& rejected, double reviews);
 
   const Survival& survival() const;
   // Of the tokens that were looked at.
   double kept_share() const;
   double reviews() const { return reviews_; }
   double rejections() const;
+  const Counts& kept() const { return kept_; }
   const Counts& rejected() const { return rejected_; }
-  const Counts& open() const { return open_; }
 
  private:
   double prior_;
-  Counts rejected_{}, open_{};
+  Counts kept_{}, rejected_{};
   double reviews_ = 0.0;
   mutable Survival survival_{};
   mutable bool stale_ = true;
 };
 
+// What a draft of so many tokens keeps, where drafts follow one another through runs that survive
+// so, each with a token of the reviewing level behind it. Texts have easy and hard passages: the
+// shorter the drafts, the more of them begin in easy ones.
+Survival kept_of_draft(const Survival& runs, int drafted);
+// Its mean.
+double mean_kept(const Survival& runs, int drafted);
+
 // What trees of each size gave beyond a chain. A review of a large tree tells what the smaller ones
-// within it would have given, so sizes are compared over the same reviews.
+// within it would have given, so sizes are compared over the same text.
 class TreeGains {
  public:
   // Of a tree of `nodes` nodes, those of these ranks were kept one after the other; the chain in
   // it, which stands in every tree, would have kept `trunk`.
   void add(int nodes, int trunk, const std::vector<int>& ranks);
+  // A tree of `nodes` nodes gave `text` tokens, for which trees of each size would have needed so
+  // many reviews: of trees that follow one another, which many small ones do in easy passages.
+  void replay(int nodes, int text, const std::array<int, kTreeSizes.size()>& needed);
   void scale(double factor);
 
   // Tokens that trees of each size add; `prior` has guesses for all of them.
@@ -65,9 +77,13 @@ class TreeGains {
   double evidence(size_t size) const;
 
   // By size, of the reviews that tell: tokens beyond the chain, and one more each; what the next
-  // smaller size would have given in them.
+  // smaller size would have given in them. The mean of a size is that of the next smaller one times
+  // tokens / below.
   PerSize tokens{}, below{}, reviews{};
 };
+
+// Of trees of any number of nodes, between the means of the sizes beside it.
+double tree_mean(const PerSize& means, double nodes);
 
 // How rows are taken to differ: a row's hazard (how much oftener than in rows in general its drafts
 // are rejected) is Gamma distributed over rows, a frailty, with mean 1 and variance 1 / alike. What
@@ -83,9 +99,9 @@ inline constexpr std::array<Belief, 6> kBeliefs = {
 // What a row's reviews of one source's drafts tell beside those of all rows.
 class Frailty {
  public:
-  // A review kept `kept` tokens and then rejected one or found no more, where `survival` is what
-  // rows in general do.
-  void add(const Survival& survival, int kept, bool rejected);
+  // A review at depth `from` of a run kept `kept` tokens and then rejected one or found no more,
+  // where `survival` is what rows in general do.
+  void add(const Survival& survival, int from, int kept, bool rejected);
   // The same of a tree that gives rows in general `mean` tokens.
   void add_tree(double mean, int kept);
   void fade(double factor);
@@ -104,8 +120,8 @@ class Frailty {
 // Which belief has foretold reviews best, of late.
 class Beliefs {
  public:
-  // Before `row` learns of it: a review kept `kept` tokens and then rejected one, or found no more.
-  void add(const Frailty& row, const Survival& survival, int kept, bool rejected);
+  // Before `row` learns of it: a review, as Frailty is told of it.
+  void add(const Frailty& row, const Survival& survival, int from, int kept, bool rejected);
   const Belief& best() const { return kBeliefs[best_]; }
 
  private:

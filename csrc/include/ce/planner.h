@@ -1,6 +1,7 @@
 // Plans of the automatic policy: what each is expected to give and to take, and which to follow.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -39,11 +40,29 @@ struct Confident {
   Ends drafted{1.0}, kept{1.0};
 };
 
+// Where a row's run of kept tokens of some source ends: so many since the last rejection.
+struct Run {
+  int kept = 0;
+  int64_t end = 0;
+};
+
+// A tree that the target reviewed, and the nodes of it that it kept, behind those of the row's own
+// draft that it kept.
+struct TreeReview {
+  int nodes = 0;
+  std::vector<int> ranks;  // of all nodes kept: how many of the tree's are likelier
+  // Of those behind the draft: the likeliest of its siblings? Last: was there one to reject?
+  std::vector<bool> likeliest;
+  // Trees of each size would have needed so many reviews for what came behind the draft.
+  std::array<int, kTreeSizes.size()> needed{};
+};
+
 // One row: what is known of it alone, and how far its drafts have come.
 struct RowRecord {
   explicit RowRecord(int neural);
 
   std::vector<Frailty> frailties;  // by Knowledge::pair
+  std::vector<Run> runs;           // likewise
   int64_t vouched = 0;             // tokens that drafts vouched for since the last target review
   int64_t length = 0;
   std::vector<int64_t> read;  // tokens that each level has read
@@ -76,18 +95,18 @@ class Knowledge {
   // A drafting level kept `kept` of `drafted` tokens that `source` drafted for a row, which has
   // `length` tokens now.
   void drafted(RowRecord& row, int level, int source, int kept, int drafted, int64_t length);
-  // The target reviewed a row, from `start` up to `end`, and kept `kept` of its chain; of a tree of
-  // `nodes` > 0 nodes, those of `ranks`. `plan` is what it followed.
-  void reviewed(RowRecord& row, const Plan& plan, int64_t start, int64_t end, int kept, int nodes,
-                const std::vector<int>& ranks, int64_t length);
+  // The target reviewed a row, from `start` up to `end`, and kept `kept` of its chain, maybe as
+  // part of a tree. `plan` is what it followed.
+  void reviewed(RowRecord& row, const Plan& plan, int64_t start, int64_t end, int kept,
+                const std::optional<TreeReview>& tree, int64_t length);
 
   // Rows that came to their end, and tokens in all: what was drafted behind an end is lost.
   double ended = 0.0, emitted = 20.0;
 
  private:
-  void observe(RowRecord& row, int level, int source, int kept, bool rejected);
-  void tree_reviewed(RowRecord& row, int drafter, int trunk, int nodes,
-                     const std::vector<int>& ranks);
+  void observe(RowRecord& row, int level, int source, int64_t start, int kept, bool rejected);
+  void tree_reviewed(RowRecord& row, int drafter, int64_t start, int drafted, int trunk,
+                     const TreeReview& tree);
 
   int neural_;
   std::vector<Ends> ends_;
@@ -129,6 +148,7 @@ class Evaluation {
 
   void average();
   Survival average(const Survival& general, size_t pair) const;
+  void sum(size_t pair);
   void infer(int source);
   void hope(Survival& survival, double rejections) const;
   double hope(double mean, double reviews) const;
@@ -150,9 +170,10 @@ class Evaluation {
   int rows_, drafting_ = 0;
   double overhead_, goes_on_, hope_ = 0.0;
   bool trees_;
-  std::vector<Survival> survivals_, sums_;  // by pair; sums_[d]: kept of d drafted tokens
-  std::vector<const RowRecord*> records_;   // of the drafting rows
-  std::vector<double> seconds_;             // by level, tree and width; < 0: not asked yet
+  std::vector<Survival> survivals_;        // of runs, by pair
+  std::vector<Survival> sums_, wholes_;    // [d]: of d drafted tokens, how many are kept; all?
+  std::vector<const RowRecord*> records_;  // of the drafting rows
+  std::vector<double> seconds_;            // by level, tree and width; < 0: not asked yet
   std::vector<int64_t> reaches_;
   std::vector<int> slots_;
   std::vector<Estimate> found_;
