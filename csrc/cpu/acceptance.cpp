@@ -76,24 +76,26 @@ double Ends::kept_share() const {
   return kept / std::max(kept + rejections(), 1e-9);
 }
 
-// In a run the drafts begin at depths 0, period, 2 period, ...; sums[d]: how many of them keep at
-// least d tokens. Beyond what is told apart the chance falls by the same factor with each token.
-Survival kept_of_draft(const Survival& runs, int drafted) {
-  const int period = drafted + 1;
-  Survival sums{};
-  for (int depth = 0; depth < kDepths; ++depth) sums[depth % period] += runs[depth];
+// Beyond what is told apart the chance falls by the same factor with each token.
+Drafts::Drafts(const Survival& runs) : runs_(runs) {
   const double keeps = std::min(1.0 - rejects(runs, kDepths - 1), kMostKept);
-  double rest = runs[kDepths] / (1.0 - std::pow(keeps, period));
-  for (int depth = kDepths; depth < kDepths + period; ++depth, rest *= keeps)
-    sums[depth % period] += rest;
-  Survival found{};
-  for (int d = 0; d <= drafted; ++d) found[d] = sums[d] / sums[0];
-  return found;
+  powers_[0] = 1.0;
+  for (size_t d = 1; d < powers_.size(); ++d) powers_[d] = powers_[d - 1] * keeps;
+  tokens_ = at(0, 1);
 }
 
-double mean_kept(const Survival& runs, int drafted) {
-  const Survival kept = kept_of_draft(runs, drafted);
-  return std::accumulate(kept.begin() + 1, kept.begin() + drafted + 1, 0.0);
+// The expected number of depths `depth`, depth + period, depth + 2 period, ... that a run reaches.
+double Drafts::at(int depth, int period) const {
+  double sum = 0.0;
+  for (; depth < kDepths; depth += period) sum += runs_[depth];
+  return sum + runs_[kDepths] * powers_[depth - kDepths] / (1.0 - powers_[period]);
+}
+
+Survival Drafts::kept(int drafted) const {
+  const double drafts = at(0, drafted + 1);
+  Survival found{};
+  for (int d = 0; d <= drafted; ++d) found[d] = at(d, drafted + 1) / drafts;
+  return found;
 }
 
 void TreeGains::add(int nodes, int trunk, const std::vector<int>& ranks) {

@@ -149,14 +149,15 @@ void Evaluation::average() {
   }
 }
 
-// Of what the target reviews.
+// Of what the target reviews. A run ends with its row, too.
 void Evaluation::sum(size_t pair) {
+  Survival runs = survivals_[pair];
+  double going = 1.0;
+  for (double& each : runs) each *= going, going *= goes_on_;
+  const Drafts drafts(runs);
   for (int drafted = 0; drafted <= kDepths; ++drafted) {
-    const Survival kept = kept_of_draft(survivals_[pair], drafted);
-    double sum = 0.0, going = 1.0;
-    for (int d = 1; d <= drafted; ++d) sum += kept[d] * (going *= goes_on_);
-    sums_[pair][drafted] = sum;
-    wholes_[pair][drafted] = kept[drafted];
+    sums_[pair][drafted] = drafts.mean(drafted);
+    wholes_[pair][drafted] = drafts.whole(drafted);
   }
 }
 
@@ -241,7 +242,7 @@ void Evaluation::neural_plans(int drafter, int second, int second_tokens, int wi
     const Writing inner = writing(second, width);
     const double count = inner.process.reviews[second_tokens];
     const int kept = std::min(rounded(count * inner.process.mean), kDepths);
-    written = {renewal(kept_of_draft(survivals_[known_.pair(drafter, second)], kept), kept),
+    written = {renewal(Drafts(survivals_[known_.pair(drafter, second)]).kept(kept), kept),
                count * inner.seconds + around() + pass(drafter, kept + 1)};
   } else {
     written = writing(drafter, width);
@@ -349,7 +350,7 @@ Evaluation::Writing Evaluation::writing(int level, int width) {
     none[0] = 1.0;
     return {renewal(none, 0), pass(level, 1) - around()};
   }
-  return {renewal(kept_of_draft(survivals_[known_.pair(level, n)], width), width),
+  return {renewal(Drafts(survivals_[known_.pair(level, n)]).kept(width), width),
           pass(level, width + 1) + pass(n, width) - 2.0 * around()};
 }
 

@@ -48,10 +48,10 @@ size_t Knowledge::pair(int level, int source) const {
 }
 
 PerSize Knowledge::lone_trees() const {
-  const Survival& runs = ends(0, neural_).survival();
+  const Drafts chains(ends(0, neural_).survival());
   PerSize prior = kTreeLift;
   for (size_t i = 0; i < prior.size(); ++i)
-    prior[i] += mean_kept(runs, std::min(kTreeSizes[i], kPriorChain));
+    prior[i] += chains.mean(std::min(kTreeSizes[i], kPriorChain));
   return trees_[0].means(prior);
 }
 

@@ -52,12 +52,27 @@ class Ends {
   mutable bool stale_ = true;
 };
 
-// What a draft of so many tokens keeps, where drafts follow one another through runs that survive
-// so, each with a token of the reviewing level behind it. Texts have easy and hard passages: the
-// shorter the drafts, the more of them begin in easy ones.
-Survival kept_of_draft(const Survival& runs, int drafted);
-// Its mean.
-double mean_kept(const Survival& runs, int drafted);
+// What drafts keep that follow one another through runs, each with a token of the reviewing level
+// behind it. Texts have easy and hard passages: the shorter the drafts, the more of them begin in
+// easy ones.
+class Drafts {
+ public:
+  // `runs`: how they survive.
+  explicit Drafts(const Survival& runs);
+
+  // Of `drafted` tokens at a time, up to kDepths: how many are kept on average, the chance that all
+  // are, and [d] that at least d are.
+  double mean(int drafted) const { return tokens_ / at(0, drafted + 1) - 1.0; }
+  double whole(int drafted) const { return at(drafted, drafted + 1) / at(0, drafted + 1); }
+  Survival kept(int drafted) const;
+
+ private:
+  double at(int depth, int period) const;
+
+  Survival runs_;
+  std::array<double, kDepths + 2> powers_;  // of what keeps a token far down a run
+  double tokens_;                           // of a run, and the one behind it
+};
 
 // What trees of each size gave beyond a chain. A review of a large tree tells what the smaller ones
 // within it would have given, so sizes are compared over the same text.
