@@ -70,7 +70,7 @@ void bind_planner(py::module_& m) {
       .def("restore", &restore, "cells"_a);
   py::class_<Ends>(m, "Ends", "Where reviews of chains stopped: csrc/include/ce/acceptance.h.")
       .def(py::init<double>(), "prior"_a)
-      .def("add", &Ends::add, "start"_a, "kept"_a, "rejected"_a)
+      .def("add", &Ends::add, "start"_a, "kept"_a, "rejected"_a, "weight"_a = 1.0)
       .def("scale", &Ends::scale, "factor"_a)
       .def("restore", &Ends::restore, "kept"_a, "rejected"_a, "reviews"_a)
       .def("survival", &Ends::survival)
@@ -78,6 +78,15 @@ void bind_planner(py::module_& m) {
       .def_property_readonly("reviews", &Ends::reviews)
       .def_property_readonly("kept", &Ends::kept)
       .def_property_readonly("rejected", &Ends::rejected);
+  py::class_<Run>(m, "Run", "How far a row is in a run: csrc/include/ce/acceptance.h.")
+      .def(py::init<>())
+      .def("survival", &Run::survival, "runs"_a, "tokens"_a)
+      .def("review", &Run::review, "ends"_a, "kept"_a, "rejected"_a);
+  py::class_<Drafts>(m, "Drafts", "What drafts keep: csrc/include/ce/acceptance.h.")
+      .def(py::init<Survival>(), "runs"_a)
+      .def("mean", &Drafts::mean, "drafted"_a)
+      .def("whole", &Drafts::whole, "drafted"_a)
+      .def("kept", &Drafts::kept, "drafted"_a);
   py::class_<TreeGains>(m, "TreeGains", "What trees add: csrc/include/ce/acceptance.h.")
       .def(py::init<>())
       .def("add", &TreeGains::add, "nodes"_a, "trunk"_a, "ranks"_a)

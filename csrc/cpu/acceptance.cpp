@@ -33,10 +33,10 @@ int depth_of(int kept) {
 
 }  // namespace
 
-void Ends::add(int from, int kept, bool rejected) {
-  for (int d = from; d < from + kept; ++d) kept_[depth_of(d)] += 1.0;
-  if (rejected) rejected_[depth_of(from + kept)] += 1.0;
-  reviews_ += 1.0;
+void Ends::add(int from, int kept, bool rejected, double weight) {
+  for (int d = from; d < from + kept; ++d) kept_[depth_of(d)] += weight;
+  if (rejected) rejected_[depth_of(from + kept)] += weight;
+  reviews_ += weight;
   stale_ = true;
 }
 
@@ -74,6 +74,40 @@ double Ends::rejections() const {
 double Ends::kept_share() const {
   const double kept = std::accumulate(kept_.begin(), kept_.end(), 0.0);
   return kept / std::max(kept + rejections(), 1e-9);
+}
+
+Survival Run::survival(const Survival& runs, int tokens) const {
+  Survival found{};
+  for (int depth = 0; depth <= kDepths; ++depth) {
+    double chance = chances_[depth];
+    for (int d = 0; d <= std::min(tokens, kDepths) && chance > 0.0; ++d) {
+      found[d] += chance;
+      chance *= 1.0 - rejects(runs, depth_of(depth + d));
+    }
+  }
+  return found;
+}
+
+void Run::review(Ends& ends, int kept, bool rejected) {
+  const Survival runs = ends.survival();
+  decltype(chances_) next{};
+  for (int depth = 0; depth <= kDepths; ++depth) {
+    if (chances_[depth] == 0.0) continue;
+    ends.add(depth, kept, rejected, chances_[depth]);
+    next[rejected ? 0 : std::min(depth + kept, kDepths)] += chances_[depth];
+  }
+  chances_ = next;
+  if (!rejected) pass(runs);
+}
+
+void Run::pass(const Survival& runs) {
+  decltype(chances_) next{};
+  for (int depth = 0; depth <= kDepths; ++depth) {
+    const double ended = chances_[depth] * rejects(runs, depth_of(depth));
+    next[std::min(depth + 1, kDepths)] += chances_[depth] - ended;
+    next[0] += ended;
+  }
+  chances_ = next;
 }
 
 // Beyond what is told apart the chance falls by the same factor with each token.
@@ -163,9 +197,10 @@ void Frailty::add(double expected, bool rejected) {
   }
 }
 
-void Frailty::add(const Survival& survival, int from, int kept, bool rejected) {
+void Frailty::add(const Survival& survival, int kept, bool rejected) {
+  const int looked = std::min(kept + (rejected ? 1 : 0), kDepths);
   double expected = 0.0;
-  for (int d = from; d < from + kept + rejected; ++d) expected += rejects(survival, depth_of(d));
+  for (int d = 0; d < looked; ++d) expected += rejects(survival, d);
   add(expected, rejected);
 }
 
@@ -197,15 +232,14 @@ double Frailty::tree_mean(double mean, const Belief& belief) const {
   return std::max((1.0 + std::max(mean, 0.0)) / hazard(belief) - 1.0, 0.0);
 }
 
-void Beliefs::add(const Frailty& row, const Survival& survival, int from, int kept, bool rejected) {
-  const int end = from + kept;
+void Beliefs::add(const Frailty& row, const Survival& survival, int kept, bool rejected) {
+  kept = std::min(kept, kDepths - 1);
   size_t best = 0;
   for (size_t i = 0; i < kBeliefs.size(); ++i) {
     const double hazard = row.hazard(kBeliefs[i]);
     double chance = 1.0;
-    for (int d = from; d < end; ++d)
-      chance *= 1.0 - std::min(hazard * rejects(survival, depth_of(d)), 0.98);
-    if (rejected) chance *= std::clamp(hazard * rejects(survival, depth_of(end)), 0.02, 0.98);
+    for (int d = 0; d < kept; ++d) chance *= 1.0 - std::min(hazard * rejects(survival, d), 0.98);
+    if (rejected) chance *= std::clamp(hazard * rejects(survival, kept), 0.02, 0.98);
     scores_[i] = scores_[i] * kRecent + std::log(std::max(chance, 1e-12));
     if (scores_[i] - kDoubt * i > scores_[best] - kDoubt * best) best = i;
   }

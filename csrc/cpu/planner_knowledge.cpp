@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "ce/planner.h"
 
@@ -63,19 +64,26 @@ void Knowledge::scale(double factor) {
   emitted = std::max(emitted * factor, 20.0);
 }
 
-// A review goes on with a run where the one before it ended, or behind a token that a better level
-// has written since; a level's own token behind a draft is taken to belong to the run.
+// Where the last review ended, or behind a token that a better level has written since, a run goes
+// on.
+Run& Knowledge::run(RowRecord& row, size_t pair, int64_t start) {
+  auto& [run, end] = row.runs[pair];
+  if (start == end + 1)
+    run.pass(ends_[pair].survival());
+  else if (start != end)
+    run = {};
+  return run;
+}
+
 void Knowledge::observe(RowRecord& row, int level, int source, int64_t start, int kept,
                         bool rejected) {
-  Ends& ends = this->ends(level, source);
   const size_t pair = this->pair(level, source);
-  Run& run = row.runs[pair];
-  const int64_t gap = start - run.end;
-  const int from = gap == 0 || gap == 1 ? run.kept + static_cast<int>(gap) : 0;
-  beliefs_[pair].add(row.frailties[pair], ends.survival(), from, kept, rejected);
-  row.frailties[pair].add(ends.survival(), from, kept, rejected);
-  ends.add(from, kept, rejected);
-  run = {rejected ? 0 : std::min(from + kept + 1, kDepths), start + kept + 1};
+  Run& run = this->run(row, pair, start);
+  const Survival expected = run.survival(ends_[pair].survival(), kept + 1);
+  beliefs_[pair].add(row.frailties[pair], expected, kept, rejected);
+  row.frailties[pair].add(expected, kept, rejected);
+  run.review(ends_[pair], kept, rejected);
+  row.runs[pair].second = start + kept + 1;
 }
 
 void Knowledge::drafted(RowRecord& row, int level, int source, int kept, int drafted,
@@ -94,20 +102,14 @@ void Knowledge::tree_reviewed(RowRecord& row, int drafter, int64_t start, int dr
   const size_t pair = this->pair(0, neural_);
   row.frailties[pair].add_tree(tree_mean(lone_trees(), nodes), kept);
   trees_[0].replay(nodes, kept + 1, tree.needed);
-  Ends& ends = ends_[pair];
-  Run& run = row.runs[pair];
-  int from = start + trunk == run.end ? run.kept : 0, held = 0;
+  Run& run = this->run(row, pair, start + trunk);
+  int held = 0;
   for (int i = 0; i < kept; ++i) {
-    if (tree.likeliest[i]) {
-      ++held;
-    } else {
-      ends.add(from, held, true);
-      from = held = 0;
-    }
+    ++held;
+    if (!tree.likeliest[i]) run.review(ends_[pair], std::exchange(held, 0) - 1, true);
   }
-  const bool rejected = tree.likeliest[kept];
-  if (held || rejected) ends.add(from, held, rejected);
-  run = {rejected ? 0 : std::min(from + held + 1, kDepths), start + trunk + kept + 1};
+  if (held || tree.likeliest[kept]) run.review(ends_[pair], held, tree.likeliest[kept]);
+  row.runs[pair].second = start + trunk + kept + 1;
 }
 
 void Knowledge::reviewed(RowRecord& row, const Plan& plan, int64_t start, int64_t end, int kept,

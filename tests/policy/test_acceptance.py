@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
+from operator import mul
 
 import pytest
-from cascade_engine._C import TREE_SIZES, Ends, TreeGains
+from cascade_engine._C import TREE_SIZES, Drafts, Ends, TreeGains
+
+from tests.reference import acceptance as reference
 
 
 def test_survival_is_found_from_drafts_of_all_lengths() -> None:
@@ -16,20 +20,83 @@ def test_survival_is_found_from_drafts_of_all_lengths() -> None:
         kept = 0
         while kept < length and rng.random() < keeps[kept]:
             kept += 1
-        ends.add(kept, kept < length)
+        ends.add(0, kept, kept < length)
     assert ends.survival()[:4] == pytest.approx([1.0, 0.9, 0.54, 0.486], abs=0.02)
+
+
+def test_drafts_that_begin_within_a_run_tell_of_its_later_depths() -> None:
+    ends = Ends(0.5)
+    for _ in range(1000):
+        ends.add(0, 1, False)
+        ends.add(2, 0, True)
+    found = ends.survival()
+    assert found[1:4] == pytest.approx([1.0, 1.0, 0.0], abs=0.02)
+    assert ends.kept_share() == 0.5
+
+
+def text(rng: random.Random, tokens: int) -> list[bool]:
+    """Which tokens a drafter gets right: easy passages of twenty tokens among hard ones."""
+    right = []
+    easy = False
+    while len(right) < tokens:
+        easy = not easy
+        chance = 0.97 if easy else 0.3
+        right += [rng.random() < chance for _ in range(int(rng.expovariate(1 / 20)) + 1)]
+    return right
+
+
+def reviewed(right: list[bool], drafted: int, ends: Ends) -> float:
+    """Tokens that reviews of so many drafted ones keep of a text, told to `ends`."""
+    at, run, kept_in_all, reviews = 0, 0, 0, 0
+    while at + drafted < len(right):
+        kept = 0
+        while kept < drafted and right[at + kept]:
+            kept += 1
+        ends.add(run, kept, kept < drafted)
+        run = 0 if kept < drafted else run + kept + 1
+        at += kept + 1
+        kept_in_all += kept
+        reviews += 1
+    return kept_in_all / reviews
+
+
+@pytest.mark.parametrize("seen", [2, 6, 16])
+def test_drafts_of_one_length_tell_what_others_would_keep(seen: int) -> None:
+    """Breaks where depths are counted from the draft instead of the run, where all drafts are taken
+    to begin with a run (the longer ones keep up to a third less than that), and where a level's own
+    token is taken to end it."""
+    right, ends = text(random.Random(1), 60_000), Ends(0.5)
+    reviewed(right, seen, ends)
+    drafts = Drafts(ends.survival())
+    for drafted in (1, 2, 4, 8, 16):
+        found = reviewed(right, drafted, Ends(0.5))
+        assert drafts.mean(drafted) == pytest.approx(found, rel=0.06), drafted
+
+
+def test_what_drafts_keep_is_what_the_oracle_adds_up() -> None:
+    rng = random.Random(2)
+    for _ in range(20):
+        keeps = [rng.uniform(0.2, 1.0) for _ in range(32)]
+        runs = [1.0, *accumulate(keeps, mul)]
+        drafts = Drafts(runs)
+        for drafted in (0, 1, 2, 7, 20, 31, 32):
+            expected = reference.kept_of_draft(runs, drafted)
+            assert drafts.kept(drafted)[: drafted + 1] == pytest.approx(expected)
+            assert drafts.mean(drafted) == pytest.approx(sum(expected[1:]))
+            assert drafts.whole(drafted) == pytest.approx(expected[-1])
 
 
 def test_nothing_seen_is_the_prior_and_little_seen_is_near_it() -> None:
     ends = Ends(0.8)
     assert ends.survival()[:3] == pytest.approx([1.0, 0.8, 0.64])
-    ends.add(0, True)
+    ends.add(0, 0, True)
     assert 0.4 < ends.survival()[1] < 0.8
     ends.scale(0.0)
-    ends.add(40, False)  # deeper than what is told apart
+    ends.add(0, 40, False)  # deeper than what is told apart
     assert ends.reviews == 1.0
     assert ends.survival()[1] > 0.8
-    assert ends.open[32] == 1.0
+    assert ends.kept[:31] == [1.0] * 31
+    assert ends.kept[31] == 9.0
 
 
 def test_a_large_tree_tells_what_smaller_ones_would_have_given() -> None:
@@ -39,6 +106,17 @@ def test_a_large_tree_tells_what_smaller_ones_would_have_given() -> None:
     assert gains.means([9.0] * 4)[:3] == pytest.approx([1.0, 2.0, 2.0], abs=0.05)
     assert gains.evidence(0) == 1000.0
     assert gains.evidence(TREE_SIZES.index(64)) == 0.0
+
+
+def test_a_large_tree_tells_how_many_small_ones_it_stood_for() -> None:
+    """Nine tokens, for which trees of 8 nodes would have needed four reviews."""
+    gains = TreeGains()
+    for _ in range(1000):
+        gains.replay(32, 9, [4, 3, 1, 1])
+    assert gains.means([9.0] * 4)[:3] == pytest.approx([9 / 4 - 1, 9 / 3 - 1, 8.0], abs=0.05)
+    assert gains.evidence(TREE_SIZES.index(64)) == 0.0
+    gains.replay(52, 9, [4, 3, 1, 1])  # hardly smaller than the largest
+    assert gains.evidence(TREE_SIZES.index(64)) == 4.0
 
 
 def test_sizes_are_compared_over_the_same_reviews() -> None:

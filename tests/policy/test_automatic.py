@@ -168,13 +168,13 @@ def test_lenience_follows_the_target_within_bounds() -> None:
     for kept, least in ((4, 2.0), (0, 1.0)):
         ends.scale(0.0)
         for i in range(400):
-            ends.add(kept, kept < 4)
+            ends.add(0, kept, kept < 4)
             before, lenience = lenience, adapted(lenience, 2.0, plan, known)
             assert 1.0 <= lenience <= 2.0
             assert i >= 15 or lenience == before
         assert lenience == least
     ends.scale(0.0)
-    ends.add(4, False)
+    ends.add(0, 4, False)
     ends.scale(100.0)
     assert adapted(1.0, 2.0, Plan(drafter=1, tokens=4), known) == 1.0  # reviews nothing of others
 
@@ -227,14 +227,16 @@ def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
             row.tokens, row.frontier = [], [start + kept + 1] * 2
             learner.reviewed(0, [row], [item], [Kept(kept)], 4, 1e-2)
     found, expected = (each._known.ends(0, 1) for each in learners)
-    assert (found.rejected, found.open) == (expected.rejected, expected.open)
-    assert found.rejected[1] == found.rejected[2] == found.open[3] == 1.0
+    assert (found.kept, found.rejected) == (expected.kept, expected.rejected)
+    # The second draft goes on with the run of the first, behind the target's token.
+    assert found.rejected[5] == found.rejected[2] == 1.0
+    assert found.kept[:6] == [2.0, 2.0, 1.0, 0.0, 1.0, 0.0]
     assert learners[0].costs.seconds(1, 1, 1) == pytest.approx(learners[1].costs.seconds(1, 1, 1))
 
 
 def planned(learner: CascadeLearner, ended: float) -> int:
     """Tokens that a learner drafts for a table that is always right, where so many rows end."""
-    learner._known.ends(0, 1).add(20, False)
+    learner._known.ends(0, 1).add(0, 20, False)
     learner._known.ends(0, 1).scale(100.0)
     learner._known.ended, learner._known.emitted = ended, 1000.0
     for tokens in (1, 8, 16, 24):

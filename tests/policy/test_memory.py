@@ -22,7 +22,7 @@ def learnt() -> tuple[PassCosts, Knowledge]:
     costs, known = PassCosts([1000]), Knowledge(1)
     for _ in range(200):
         costs.observe(0, 1, 8, 1.5, False)
-        known.ends(0, 1).add(3, True)
+        known.ends(0, 1).add(0, 3, True)
         known.trees(0).add(16, 0, [0, 2, 9])
     return costs, known
 
@@ -54,7 +54,7 @@ def test_where_confident_drafts_end_is_there_again(tmp_path: Path) -> None:
         assert found.kept.rejected[3] == found.drafted.rejected[5 + above] == 12.0
         assert again.confident(2, above).kept.reviews == 0.0
     content = json.loads(path.read_text())
-    for wrong in (content["confident"][:1], [[[[], []]] * 2] * 4, [[]] * 4):
+    for wrong in (content["confident"][:1], [[[[], [], 0.0]] * 2] * 4, [[]] * 4):
         path.write_text(json.dumps({**content, "confident": wrong}))
         assert load(path, "models", PassCosts([9, 3, 1]), Knowledge(3)) is not None
 
@@ -70,8 +70,10 @@ def test_where_confident_drafts_end_is_there_again(tmp_path: Path) -> None:
         {"cells": [[0, 0, 1, float("nan"), 1.0]]},
         {"cells": [[0, 1]]},
         {"ends": []},
-        {"ends": [[0, 1, [1.0], [1.0]]]},
-        {"ends": [[0, 1, "x", []]]},
+        {"ends": [[0, 1, [1.0], [1.0], 1.0]]},
+        {"ends": [[0, 1, [1.0] * 32, [1.0] * 32, -1.0]]},
+        {"ends": [[0, 1, [1.0] * 32, [1.0] * 32]]},
+        {"ends": [[0, 1, "x", [], 1.0]]},
         {"trees": [[[1.0], [1.0], [1.0]]]},
         {"trees": None},
         "",

@@ -31,9 +31,9 @@ def worlds() -> Iterator[tuple[int, Knowledge, reference.Knowledge, PassCosts, R
                 kept = 0
                 while kept < rng.choice([2, 8, 40]) and rng.random() < keeps:
                     kept += 1
-                rejected = rng.random() < 0.8
-                ends.add(kept, rejected)
-                known.ends(level, source).add(kept, rejected)
+                start, rejected = rng.choice([0, 0, 3, 40]), rng.random() < 0.8
+                ends.add(start, kept, rejected)
+                known.ends(level, source).add(start, kept, rejected)
         for (drafter, above), confident in expected.confident.items():
             for _ in range(rng.choice([0, 5, 60])):
                 drafted, most = rng.randrange(1, 30), rng.choice([4, 24])
@@ -44,8 +44,10 @@ def worlds() -> Iterator[tuple[int, Knowledge, reference.Knowledge, PassCosts, R
             for _ in range(rng.choice([0, 20])):
                 ranks = sorted(rng.sample(range(64), rng.randrange(6)))
                 nodes, trunk = rng.choice([8, 16, 64]), rng.randrange(2)
-                gains.add(nodes, trunk, ranks)
-                known.trees(drafter).add(nodes, trunk, ranks)
+                needed = sorted(rng.choices(range(1, 9), k=4), reverse=True)
+                for each in (gains, known.trees(drafter)):
+                    each.add(nodes, trunk, ranks)
+                    each.replay(nodes, 9, needed)
         known.ended, known.emitted = expected.ended, expected.emitted = rng.uniform(0, 9), 100.0
         for _ in range(150):
             level, rows = rng.randrange(neural + 1), rng.choice([1, 3, 16])
@@ -91,7 +93,7 @@ def decoded(keeps: float, known: Knowledge) -> RowRecord:
         while kept < 6 and rng.random() < keeps:
             kept += 1
         known.drafted(row, 1, 2, 0, 0, 10 * i + 6)
-        known.reviewed(row, Estimate(Plan(drafter=1, tokens=6)), 10 * i, 10 * i + 6, kept, 0, (), 0)
+        known.reviewed(row, Estimate(Plan(drafter=1, tokens=6)), 10 * i, 10 * i + 6, kept, None, 0)
     return row
 
 
@@ -101,9 +103,9 @@ def prepared() -> tuple[Knowledge, PassCosts]:
     ends = known.ends(0, 1)
     for kept, count in enumerate((100, 75, 56, 42, 32, 24)):
         for _ in range(count // 4):
-            ends.add(kept, True)
+            ends.add(0, kept, True)
     for _ in range(300):
-        known.ends(0, 2).add(0, True)
+        known.ends(0, 2).add(0, 0, True)
     for _ in range(8):
         for rows in (1, 2, 3, 4, 8):
             for tokens in (1, 4, 8, 16, 32, 48):
@@ -158,7 +160,7 @@ def test_few_rows_try_for_many() -> None:
     poor = Knowledge(2)
     for source in (1, 2):
         for _ in range(4):
-            poor.ends(0, source).add(0, True)
+            poor.ends(0, source).add(0, 0, True)
     rows = [RowRecord(2) for _ in range(8)]
     planner = Planner(poor, costs, False)
     trial = look(planner, rows, allowed=100.0)
@@ -185,7 +187,7 @@ def test_a_kind_of_plan_that_gives_less_than_it_should_is_left() -> None:
 def test_what_a_draft_has_yet_to_read_is_charged_to_its_plans() -> None:
     known, costs = prepared()
     row = decoded(0.9, known)
-    known.reviewed(row, Estimate(Plan()), 9999, 9999, 0, 0, (), 10000)
+    known.reviewed(row, Estimate(Plan()), 9999, 9999, 0, None, 10000)
     planner = Planner(known, costs, False)
     assert look(planner, [row]).plan[0] == 0
     known.drafted(row, 1, 2, 0, 0, 10000)
@@ -204,8 +206,8 @@ def test_trials_stop_when_enough_is_known() -> None:
     planner, rows = Planner(known, costs, False), [RowRecord(2)]
     for source in (1, 2):
         for _ in range(5000):
-            known.ends(0, source).add(0, True)
-            known.ends(1, 2).add(0, True)
+            known.ends(0, source).add(0, 0, True)
+            known.ends(1, 2).add(0, 0, True)
     assert look(planner, rows).plan == Plan()
     assert look(planner, rows, allowed=100.0) is None
     assert planner.look(rows, 0.0, False, 100.0, 64.0, True).trial is not None  # a refresh

@@ -10,7 +10,14 @@ from operator import mul
 from typing import NamedTuple
 
 from cascade_engine.policy.plans import PLAIN, Plan
-from tests.reference.acceptance import SIZES, Ends, TreeGains
+from tests.reference.acceptance import (
+    MAX_DEPTH,
+    SIZES,
+    Ends,
+    TreeGains,
+    kept_of_draft,
+    mean_kept,
+)
 from tests.reference.pass_costs import PassCosts
 
 Kind = tuple[int, int, bool, bool, int, bool]
@@ -34,8 +41,8 @@ class Confident:
         self.drafted, self.kept = Ends(1.0), Ends(1.0)
 
     def add(self, kept: int, drafted: int, most: int) -> None:
-        self.drafted.add(drafted, drafted < most)
-        self.kept.add(kept, kept < drafted or drafted < most)
+        self.drafted.add(0, drafted, drafted < most)
+        self.kept.add(0, kept, kept < drafted or drafted < most)
 
 
 class Knowledge:
@@ -100,7 +107,7 @@ class Planner:
         self._reaches = [costs.reach(level, rows) for level in range(neural)]
         self._goes_on = 1.0 - min(knowledge.ended / knowledge.emitted, 0.5)
         """The chance that a row goes on behind a token."""
-        self._sums: dict[tuple[int, int], list[float]] = {}
+        self._sums: dict[int, list[float]] = {}
 
     def by_kind(self) -> dict[Kind, Estimate]:
         """The best plan of each kind."""
@@ -114,7 +121,7 @@ class Planner:
     def _candidates(self) -> Iterator[Estimate]:
         n = self._neural
         yield Estimate(PLAIN, 1.0, self._pass(0, 1))
-        sums = self._sum(0, n)
+        sums = self._sum(n)
         for tail in TAILS:
             seconds = self._pass(n, tail) + self._pass(0, tail + 1)
             yield Estimate(Plan(tail=tail), 1.0 + sums[tail], seconds)
@@ -131,9 +138,7 @@ class Planner:
 
     def _lone_trees(self) -> Iterator[Estimate]:
         n, gains = self._neural, self._known.trees[0]
-        kept = [0.0, *accumulate(self._known.ends[0, n].survival()[1:])]
-        prior = [kept[min(size, 16)] + lift for size, lift in zip(SIZES, TREE_LIFT, strict=True)]
-        means = self._hoped_means(gains, prior)
+        means = self._hoped_means(gains, self._lone_prior())
         for i, nodes in enumerate(SIZES):
             seconds = self._pass(n, nodes, True) + self._pass(0, nodes + 1, True)
             yield Estimate(
@@ -141,6 +146,14 @@ class Planner:
                 1.0 + means[i] * self._goes_on ** (0.5 * means[i]),
                 seconds,
             )
+
+    def _lone_prior(self) -> list[float]:
+        """What lone trees are guessed to give: a chain of up to 16 tokens, and more."""
+        runs = self._known.ends[0, self._neural].survival()
+        return [
+            mean_kept(runs, min(size, 16)) + lift
+            for size, lift in zip(SIZES, TREE_LIFT, strict=True)
+        ]
 
     def _neural_plans(
         self, drafter: int, second: int, second_tokens: int, width: int
@@ -150,10 +163,11 @@ class Planner:
         if second:
             inner, low = self._writing(second, width)
             count = inner.reviews[second_tokens]
-            kept = self._hoped(drafter, second)[: round(count * inner.mean) + 1]
+            drafted = min(round(count * inner.mean), MAX_DEPTH)
+            kept = kept_of_draft(self._hoped(drafter, second), drafted)
             process = renewal(kept, LENGTHS[-1])
             seconds = count * low + self._around + self._pass(drafter, len(kept))
-        sums = self._sum(0, drafter)
+        sums = self._sum(drafter)
         best, options = None, {}
         for tokens in LENGTHS:
             length, spent = (
@@ -207,8 +221,9 @@ class Planner:
     def _longer(self, drafted: Estimate, length: float, spent: float) -> Iterator[Estimate]:
         """A statistical tail, or a tree, behind a neural draft."""
         n, plan = self._neural, drafted.plan
-        reached = partial_sum(self._hoped(0, plan.drafter), length)
-        tails = self._sum(0, n)
+        runs = self._ending(plan.drafter)
+        reached = partial_sum([kept_of_draft(runs, d)[d] for d in range(MAX_DEPTH + 1)], length)
+        tails = self._sum(n)
         for tail in LATER_TAILS:
             seconds = spent + self._pass(n, tail) + self._pass(0, round(length) + tail + 1)
             tokens = drafted.tokens + reached * tails[tail]
@@ -216,9 +231,8 @@ class Planner:
         if not self._trees:
             return
         gains = self._known.trees[plan.drafter]
-        kept = sum(self._known.ends[0, n].survival()[1:5])
-        general = partial_sum(self._known.ends[0, plan.drafter].survival(), length)
-        prior = [general * kept + (1.2 - general) * lift for lift in TREE_LIFT]
+        alone = self._lone_prior()
+        prior = [self._known.trees[0].mean(alone, size - length) for size in SIZES]
         means = self._hoped_means(gains, prior)
         for i, nodes in enumerate(SIZES[:3]):
             if nodes > length + 2.0:
@@ -239,7 +253,7 @@ class Planner:
         seconds -= (2.0 if width else 1.0) * self._around
         if not width:  # drafts on its own
             return renewal([1.0], LENGTHS[-1]), seconds
-        return renewal(self._hoped(level, n)[: width + 1], LENGTHS[-1]), seconds
+        return renewal(kept_of_draft(self._hoped(level, n), width), LENGTHS[-1]), seconds
 
     @property
     def _around(self) -> float:
@@ -277,14 +291,16 @@ class Planner:
     def _hoped(self, level: int, source: int) -> list[float]:
         return hoped(self._chance(level, source), self._known.ends[level, source], self._hope)
 
-    def _sum(self, level: int, source: int) -> list[float]:
-        """[d]: expected kept tokens of d drafted ones."""
-        found = self._sums.get((level, source))
+    def _ending(self, source: int) -> list[float]:
+        """Runs of what the target keeps, which end with their row, too."""
+        return [kept * self._goes_on**d for d, kept in enumerate(self._hoped(0, source))]
+
+    def _sum(self, source: int) -> list[float]:
+        """[d]: expected kept tokens of d drafted ones, which the target reviews."""
+        found = self._sums.get(source)
         if found is None:
-            survival = self._hoped(level, source)
-            if level == 0:
-                survival = [kept * self._goes_on**d for d, kept in enumerate(survival)]
-            found = self._sums[level, source] = [0.0, *accumulate(survival[1:])]
+            runs = self._ending(source)
+            found = self._sums[source] = [mean_kept(runs, d) for d in range(MAX_DEPTH + 1)]
         return found
 
 

@@ -31,8 +31,9 @@ class Ends {
   // `prior`: the chance that a token is kept, before any was seen.
   explicit Ends(double prior) : prior_(prior) {}
 
-  // A review at depth `from` kept `kept` tokens, and then rejected one or found no more.
-  void add(int from, int kept, bool rejected);
+  // A review at depth `from` kept `kept` tokens, and then rejected one or found no more. It counts
+  // as `weight` reviews.
+  void add(int from, int kept, bool rejected, double weight = 1.0);
   void scale(double factor);
   void restore(const Counts& kept, const Counts& rejected, double reviews);
 
@@ -50,6 +51,21 @@ class Ends {
   double reviews_ = 0.0;
   mutable Survival survival_{};
   mutable bool stale_ = true;
+};
+
+// How far a row is in a run, as far as that is known: of a token that a level writes itself, behind
+// a draft that it kept whole, nobody knows whether the source would have drafted it.
+class Run {
+ public:
+  // What a review that begins here keeps, up to `tokens` tokens.
+  Survival survival(const Survival& runs, int tokens) const;
+  // It kept `kept`, and then rejected one or found no more; `ends` are told of it.
+  void review(Ends& ends, int kept, bool rejected);
+  // A token of the level's own.
+  void pass(const Survival& runs);
+
+ private:
+  std::array<double, kDepths + 1> chances_{1.0};  // by depth
 };
 
 // What drafts keep that follow one another through runs, each with a token of the reviewing level
@@ -114,9 +130,9 @@ inline constexpr std::array<Belief, 6> kBeliefs = {
 // What a row's reviews of one source's drafts tell beside those of all rows.
 class Frailty {
  public:
-  // A review at depth `from` of a run kept `kept` tokens and then rejected one or found no more,
-  // where `survival` is what rows in general do.
-  void add(const Survival& survival, int from, int kept, bool rejected);
+  // A review kept `kept` tokens and then rejected one or found no more, where `survival` is what
+  // rows in general do.
+  void add(const Survival& survival, int kept, bool rejected);
   // The same of a tree that gives rows in general `mean` tokens.
   void add_tree(double mean, int kept);
   void fade(double factor);
@@ -136,7 +152,7 @@ class Frailty {
 class Beliefs {
  public:
   // Before `row` learns of it: a review, as Frailty is told of it.
-  void add(const Frailty& row, const Survival& survival, int from, int kept, bool rejected);
+  void add(const Frailty& row, const Survival& survival, int kept, bool rejected);
   const Belief& best() const { return kBeliefs[best_]; }
 
  private:

@@ -40,12 +40,6 @@ struct Confident {
   Ends drafted{1.0}, kept{1.0};
 };
 
-// Where a row's run of kept tokens of some source ends: so many since the last rejection.
-struct Run {
-  int kept = 0;
-  int64_t end = 0;
-};
-
 // A tree that the target reviewed, and the nodes of it that it kept, behind those of the row's own
 // draft that it kept.
 struct TreeReview {
@@ -61,9 +55,9 @@ struct TreeReview {
 struct RowRecord {
   explicit RowRecord(int neural);
 
-  std::vector<Frailty> frailties;  // by Knowledge::pair
-  std::vector<Run> runs;           // likewise
-  int64_t vouched = 0;             // tokens that drafts vouched for since the last target review
+  std::vector<Frailty> frailties;             // by Knowledge::pair
+  std::vector<std::pair<Run, int64_t>> runs;  // likewise: with where the last review ended
+  int64_t vouched = 0;  // tokens that drafts vouched for since the last target review
   int64_t length = 0;
   std::vector<int64_t> read;  // tokens that each level has read
   bool drafts = true;         // follows the plan in force; else it decodes plainly
@@ -104,6 +98,7 @@ class Knowledge {
   double ended = 0.0, emitted = 20.0;
 
  private:
+  Run& run(RowRecord& row, size_t pair, int64_t start);
   void observe(RowRecord& row, int level, int source, int64_t start, int kept, bool rejected);
   void tree_reviewed(RowRecord& row, int drafter, int64_t start, int drafted, int trunk,
                      const TreeReview& tree);
