@@ -219,8 +219,8 @@ double Frailty::hazard(const Belief& belief) const {
   return std::clamp(found, kLeastHazard, kMostHazard);
 }
 
-Survival Frailty::survival(const Survival& general, const Belief& belief) const {
-  const double hazard = this->hazard(belief);
+Survival weakened(const Survival& general, double hazard) {
+  if (hazard == 1.0) return general;
   Survival found{};
   found[0] = 1.0;
   for (int d = 0; d < kDepths; ++d)

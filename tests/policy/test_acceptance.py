@@ -7,7 +7,7 @@ from itertools import accumulate
 from operator import mul
 
 import pytest
-from cascade_engine._C import TREE_SIZES, Drafts, Ends, TreeGains
+from cascade_engine._C import TREE_SIZES, Drafts, Ends, Run, TreeGains
 
 from tests.reference import acceptance as reference
 
@@ -47,13 +47,12 @@ def text(rng: random.Random, tokens: int) -> list[bool]:
 
 def reviewed(right: list[bool], drafted: int, ends: Ends) -> float:
     """Tokens that reviews of so many drafted ones keep of a text, told to `ends`."""
-    at, run, kept_in_all, reviews = 0, 0, 0, 0
+    run, at, kept_in_all, reviews = Run(), 0, 0, 0
     while at + drafted < len(right):
         kept = 0
         while kept < drafted and right[at + kept]:
             kept += 1
-        ends.add(run, kept, kept < drafted)
-        run = 0 if kept < drafted else run + kept + 1
+        run.review(ends, kept, kept < drafted)
         at += kept + 1
         kept_in_all += kept
         reviews += 1
@@ -64,7 +63,7 @@ def reviewed(right: list[bool], drafted: int, ends: Ends) -> float:
 def test_drafts_of_one_length_tell_what_others_would_keep(seen: int) -> None:
     """Breaks where depths are counted from the draft instead of the run, where all drafts are taken
     to begin with a run (the longer ones keep up to a third less than that), and where a level's own
-    token is taken to end it."""
+    token is taken to belong to the run for certain, or to end it."""
     right, ends = text(random.Random(1), 60_000), Ends(0.5)
     reviewed(right, seen, ends)
     drafts = Drafts(ends.survival())

@@ -127,6 +127,9 @@ inline constexpr std::array<double, 2> kPaces = {0.8, 0.96};
 inline constexpr std::array<Belief, 6> kBeliefs = {
     {{1e9, 0}, {10.0, 0}, {10.0, 1}, {3.0, 0}, {3.0, 1}, {1.0, 1}}};
 
+// Where tokens are rejected `hazard` times as often.
+Survival weakened(const Survival& general, double hazard);
+
 // What a row's reviews of one source's drafts tell beside those of all rows.
 class Frailty {
  public:
@@ -138,7 +141,9 @@ class Frailty {
   void fade(double factor);
 
   double hazard(const Belief& belief) const;
-  Survival survival(const Survival& general, const Belief& belief) const;
+  Survival survival(const Survival& general, const Belief& belief) const {
+    return weakened(general, hazard(belief));
+  }
   // Of a tree that gives rows in general `mean` tokens.
   double tree_mean(double mean, const Belief& belief) const;
 

@@ -139,12 +139,14 @@ class Evaluation {
   static constexpr int kPlain = 0;
 
  private:
+  struct Alike;
   struct Writing;
 
   void average();
   Survival average(const Survival& general, size_t pair) const;
-  void sum(size_t pair);
-  void infer(int source);
+  std::vector<Alike> rows_alike() const;
+  void sum(const Alike& alike, size_t pair);
+  void infer(std::vector<Survival>& runs, int source) const;
   void hope(Survival& survival, double rejections) const;
   double hope(double mean, double reviews) const;
   void offer(const Plan& plan, double tokens, double seconds, double one_more = 0.0);
