@@ -228,9 +228,13 @@ def test_a_level_that_drafts_alone_counts_as_reviews_do() -> None:
             learner.reviewed(0, [row], [item], [Kept(kept)], 4, 1e-2)
     found, expected = (each._known.ends(0, 1) for each in learners)
     assert (found.kept, found.rejected) == (expected.kept, expected.rejected)
-    # The second draft goes on with the run of the first, behind the target's token.
-    assert found.rejected[5] == found.rejected[2] == 1.0
-    assert found.kept[:6] == [2.0, 2.0, 1.0, 0.0, 1.0, 0.0]
+    # The second draft goes on with the run of the first, if the token between them belonged to it.
+    going = 1.0 - found.rejected[1]
+    assert found.rejected[5] == pytest.approx(going)
+    assert 0.5 < going < 1.0
+    assert found.rejected[2] == 1.0
+    assert found.kept[4] == pytest.approx(going)
+    assert sum(found.kept) == pytest.approx(3 + 1 + 2)
     assert learners[0].costs.seconds(1, 1, 1) == pytest.approx(learners[1].costs.seconds(1, 1, 1))
 
 
