@@ -84,21 +84,25 @@ class TokenTree:
                 found.append(node == max(siblings, key=lambda j: self.probs[j]))
         return found[begin:]
 
-    def needed(self, path: Sequence[int], sizes: Sequence[int], begin: int = 0) -> list[int]:
+    def needed(
+        self, path: Sequence[int], sizes: Sequence[int], begin: int = 0
+    ) -> list[tuple[int, int]]:
         """How many reviews of trees of each size would have given what this one gave behind the
         first `begin` nodes of the path: its other nodes and one token more. Where a tree ends, the
-        next begins with what is below that node."""
+        next begins with what is below that node. And how many tokens of it the last of them gave,
+        if it might have gone on, else 0."""
         likelier, below = self._likelier(path), [self._below(ROOT), *map(self._below, path)]
-        found = []
+        found, end = [], path[-1] if path else ROOT
+        ended = end in self.parents
         for size in sizes:
             reviews, at = 0, begin
             while at <= len(path):
-                tree = below[at]
+                tree, first = below[at], at
                 while at < len(path) and (likelier[at] & tree).bit_count() < size:
                     at += 1
                 at += 1
                 reviews += 1
-            found.append(reviews)
+            found.append((reviews, 0 if ended or first == begin else at - first))
         return found
 
     def _below(self, node: int) -> int:

@@ -151,7 +151,9 @@ class TreeSeen(Protocol):
 
     def likeliest(self, path: Sequence[int], begin: int) -> list[bool]: ...
 
-    def needed(self, path: Sequence[int], sizes: Sequence[int], begin: int) -> list[int]: ...
+    def needed(
+        self, path: Sequence[int], sizes: Sequence[int], begin: int
+    ) -> list[tuple[int, int]]: ...
 
 
 class ReviewSeen(Protocol):

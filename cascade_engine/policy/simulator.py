@@ -94,18 +94,20 @@ class Branches(NamedTuple):
     def likeliest(self, path: Sequence[int], begin: int) -> list[bool]:
         return list(self.first)
 
-    def needed(self, path: Sequence[int], sizes: Sequence[int], begin: int) -> list[int]:
+    def needed(
+        self, path: Sequence[int], sizes: Sequence[int], begin: int
+    ) -> list[tuple[int, int]]:
         """As if all that is less likely than a node stood below it."""
         found, last = [], len(self.branch_ranks)
         for size in sizes:
             reviews = at = 0
             while at <= last:
-                root = self.branch_ranks[at - 1] + 1 if at else self.drafted
+                root, first = self.branch_ranks[at - 1] + 1 if at else self.drafted, at
                 while at < last and self.branch_ranks[at] - root < size:
                     at += 1
                 at += 1
                 reviews += 1
-            found.append(reviews)
+            found.append((reviews, at - first if first and not self.first[-1] else 0))
         return found
 
 

@@ -1,6 +1,8 @@
 // The automatic policy's estimates and choices.
 #include "ce/planner.h"
 
+#include <algorithm>
+
 #include "bindings/bindings.h"
 
 namespace py = pybind11;
@@ -9,8 +11,9 @@ namespace ce {
 namespace {
 
 using PlanTuple = std::tuple<int, int, int, int, int, int, int, int, double>;
-using TreeTuple =
-    std::tuple<int, std::vector<int>, std::vector<bool>, std::array<int, kTreeSizes.size()>>;
+using NeededTuple = std::pair<int, int>;
+using TreeTuple = std::tuple<int, std::vector<int>, std::vector<bool>,
+                             std::array<NeededTuple, kTreeSizes.size()>>;
 using CellTuple = std::tuple<int, int, int, double, double>;
 
 PlanTuple to_tuple(const Plan& p) {
@@ -22,9 +25,15 @@ Plan to_plan(const PlanTuple& t) {
   return std::apply([](auto... each) { return Plan{each...}; }, t);
 }
 
+Needed to_needed(const NeededTuple& needed) {
+  return {needed.first, needed.second};
+}
+
 std::optional<TreeReview> to_tree(const std::optional<TreeTuple>& tree, int trunk) {
   if (!tree) return std::nullopt;
-  const TreeReview found = std::make_from_tuple<TreeReview>(*tree);
+  const auto& [nodes, ranks, likeliest, needed] = *tree;
+  TreeReview found{nodes, ranks, likeliest, {}};
+  std::transform(needed.begin(), needed.end(), found.needed.begin(), to_needed);
   if (found.ranks.size() + 1 != found.likeliest.size() + trunk)
     throw std::invalid_argument(
         "`likeliest` must tell of each node behind the draft, and one more");
@@ -90,7 +99,15 @@ void bind_planner(py::module_& m) {
   py::class_<TreeGains>(m, "TreeGains", "What trees add: csrc/include/ce/acceptance.h.")
       .def(py::init<>())
       .def("add", &TreeGains::add, "nodes"_a, "trunk"_a, "ranks"_a)
-      .def("replay", &TreeGains::replay, "nodes"_a, "text"_a, "needed"_a)
+      .def(
+          "replay",
+          [](TreeGains& gains, int nodes, int text,
+             const std::array<NeededTuple, kTreeSizes.size()>& needed, const PerSize& means) {
+            std::array<Needed, kTreeSizes.size()> found;
+            std::transform(needed.begin(), needed.end(), found.begin(), to_needed);
+            gains.replay(nodes, text, found, means);
+          },
+          "nodes"_a, "text"_a, "needed"_a, "means"_a)
       .def("scale", &TreeGains::scale, "factor"_a)
       .def("means", &TreeGains::means, "prior"_a)
       .def("evidence", &TreeGains::evidence, "size"_a)

@@ -148,13 +148,17 @@ void TreeGains::add(int nodes, int trunk, const std::vector<int>& ranks) {
   }
 }
 
-void TreeGains::replay(int nodes, int text, const std::array<int, kTreeSizes.size()>& needed) {
+// Of a review that might have gone on counts what it gave, as a share of what it would have.
+void TreeGains::replay(int nodes, int text, const std::array<Needed, kTreeSizes.size()>& needed,
+                       const PerSize& means) {
   double smaller = text;
   for (size_t i = 0; i < kTreeSizes.size() && kTold * kTreeSizes[i] <= nodes; ++i) {
+    double count = needed[i].reviews;
+    if (needed[i].last) count -= means[i] / (needed[i].last + means[i]);
     tokens[i] += smaller;
-    below[i] += needed[i];
-    reviews[i] += needed[i];
-    smaller = needed[i];
+    below[i] += count;
+    reviews[i] += count;
+    smaller = count;
   }
 }
 

@@ -100,8 +100,9 @@ void Knowledge::tree_reviewed(RowRecord& row, int drafter, int64_t start, int dr
   if (drafter) trees_.at(drafter).add(tree.nodes, trunk, tree.ranks);
   const int kept = static_cast<int>(tree.ranks.size()) - trunk, nodes = tree.nodes - drafted;
   const size_t pair = this->pair(0, neural_);
-  row.frailties[pair].add_tree(tree_mean(lone_trees(), nodes), kept);
-  trees_[0].replay(nodes, kept + 1, tree.needed);
+  const PerSize means = lone_trees();
+  row.frailties[pair].add_tree(tree_mean(means, nodes), kept);
+  trees_[0].replay(nodes, kept + 1, tree.needed, means);
   Run& run = this->run(row, pair, start + trunk);
   int held = 0;
   for (int i = 0; i < kept; ++i) {

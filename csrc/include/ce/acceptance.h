@@ -90,6 +90,12 @@ class Drafts {
   double tokens_;                           // of a run, and the one behind it
 };
 
+// Reviews that trees would have needed for a text; `last` > 0: tokens of it that the last of them
+// gave, which might have given more.
+struct Needed {
+  int reviews = 0, last = 0;
+};
+
 // What trees of each size gave beyond a chain. A review of a large tree tells what the smaller ones
 // within it would have given, so sizes are compared over the same text.
 class TreeGains {
@@ -99,7 +105,9 @@ class TreeGains {
   void add(int nodes, int trunk, const std::vector<int>& ranks);
   // A tree of `nodes` nodes gave `text` tokens, for which trees of each size would have needed so
   // many reviews: of trees that follow one another, which many small ones do in easy passages.
-  void replay(int nodes, int text, const std::array<int, kTreeSizes.size()>& needed);
+  // `means` are what they are taken to give so far.
+  void replay(int nodes, int text, const std::array<Needed, kTreeSizes.size()>& needed,
+              const PerSize& means);
   void scale(double factor);
 
   // Tokens that trees of each size add; `prior` has guesses for all of them.

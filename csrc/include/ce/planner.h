@@ -48,7 +48,7 @@ struct TreeReview {
   // Of those behind the draft: the likeliest of its siblings? Last: was there one to reject?
   std::vector<bool> likeliest;
   // Trees of each size would have needed so many reviews for what came behind the draft.
-  std::array<int, kTreeSizes.size()> needed{};
+  std::array<Needed, kTreeSizes.size()> needed{};
 };
 
 // One row: what is known of it alone, and how far its drafts have come.
