@@ -24,7 +24,7 @@ constexpr double kModel = 200.0;
 constexpr double kTimed = 10.0, kSlower = 0.5;
 // Target reviews that a plan is taken to be followed for, once its drafters have read the text; and
 // how much of one this may take where a plan is measured again.
-constexpr double kStay = 10.0, kReading = 0.5;
+constexpr double kStay = 5.0, kReading = 0.5;
 // Bounds of the confidence that drafts go on with.
 constexpr double kLeastConfidence = 0.05, kMostConfidence = 0.95;
 // Rows differ if the most promising one keeps so many times as much as the least.

@@ -177,3 +177,22 @@ def test_ancestors_are_words_of_bits() -> None:
 def test_bad_trees(tokens: list[int], parents: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TokenTree(tokens, parents, [1.0] * len(tokens), [1] * len(tokens))
+
+
+def test_a_path_tells_of_smaller_trees() -> None:
+    """Eight nodes: 0 and 1 behind the root, 2 and 3 behind 0, 4 and 5 behind 2, 6 behind 5, 7
+    behind 1. The right path is 0, 2, 5, 6."""
+    parents = [ROOT, ROOT, 0, 0, 2, 2, 5, 1]
+    probs = [0.6, 0.3, 0.5, 0.4, 0.5, 0.4, 0.9, 0.1]  # paths: .6 .3 .3 .24 .15 .12 .108 .03
+    tree = TokenTree(list(range(8)), parents, probs, [1] * 8)
+    path = [0, 2, 5, 6]
+    assert tree.ranks(path) == [0, 2, 5, 6]
+    assert tree.likeliest(path) == [True, True, False, True, False]
+    assert tree.likeliest(path, 2) == [False, True, False]
+    assert tree.likeliest([1], 0) == [False, True]
+    # A tree of one node keeps 0, and 2 is written behind it; the next has 4 below that, so that 5
+    # is written; the last keeps 6, and nothing is known of what is behind.
+    assert tree.needed(path, [1, 2, 6, 7]) == [(3, 2), (3, 1), (2, 1), (1, 0)]
+    assert tree.needed(path, [1, 2], 2) == [(2, 2), (2, 1)]
+    # Behind 1 the tree has 7, which was not right: none would have gone on.
+    assert tree.needed([1], [1, 8]) == [(2, 0), (1, 0)]

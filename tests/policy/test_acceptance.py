@@ -109,13 +109,21 @@ def test_a_large_tree_tells_what_smaller_ones_would_have_given() -> None:
 
 def test_a_large_tree_tells_how_many_small_ones_it_stood_for() -> None:
     """Nine tokens, for which trees of 8 nodes would have needed four reviews."""
-    gains = TreeGains()
+    gains, needed = TreeGains(), [(4, 0), (3, 0), (1, 0), (1, 0)]
     for _ in range(1000):
-        gains.replay(32, 9, [4, 3, 1, 1])
+        gains.replay(32, 9, needed, [1.0] * 4)
     assert gains.means([9.0] * 4)[:3] == pytest.approx([9 / 4 - 1, 9 / 3 - 1, 8.0], abs=0.05)
     assert gains.evidence(TREE_SIZES.index(64)) == 0.0
-    gains.replay(52, 9, [4, 3, 1, 1])  # hardly smaller than the largest
+    gains.replay(52, 9, needed, [1.0] * 4)  # hardly smaller than the largest
     assert gains.evidence(TREE_SIZES.index(64)) == 4.0
+
+
+def test_a_small_tree_that_might_have_gone_on_counts_in_part() -> None:
+    """The last of four gave one token, where such trees give two: half of it was seen."""
+    gains = TreeGains()
+    for _ in range(1000):
+        gains.replay(32, 7, [(4, 1), (3, 0), (1, 0), (1, 0)], [1.0] * 4)
+    assert gains.means([9.0] * 4)[0] == pytest.approx(7 / 3.5 - 1, abs=0.05)
 
 
 def test_sizes_are_compared_over_the_same_reviews() -> None:

@@ -44,10 +44,10 @@ def worlds() -> Iterator[tuple[int, Knowledge, reference.Knowledge, PassCosts, R
             for _ in range(rng.choice([0, 20])):
                 ranks = sorted(rng.sample(range(64), rng.randrange(6)))
                 nodes, trunk = rng.choice([8, 16, 64]), rng.randrange(2)
-                needed = sorted(rng.choices(range(1, 9), k=4), reverse=True)
+                needed = [(n, rng.randrange(4)) for n in sorted(rng.choices(range(1, 9), k=4))]
                 for each in (gains, known.trees(drafter)):
                     each.add(nodes, trunk, ranks)
-                    each.replay(nodes, 9, needed)
+                    each.replay(nodes, 9, needed[::-1], [1.0, 1.5, 2.0, 2.5])
         known.ended, known.emitted = expected.ended, expected.emitted = rng.uniform(0, 9), 100.0
         for _ in range(150):
             level, rows = rng.randrange(neural + 1), rng.choice([1, 3, 16])

@@ -16,9 +16,9 @@ SIZES = (8, 16, 32, 64)
 
 
 class Ends:
-    """Runs of tokens of one source that one level keeps, from one rejection to the next: tokens that
-    were kept and rejected by depth in the run. Reviews tell of the depths that they looked at (the
-    product-limit estimate of Kaplan and Meier, with late entry)."""
+    """Runs of tokens of one source that one level keeps, from one rejection to the next: tokens
+    that were kept and rejected by depth in the run. Reviews tell of the depths that they looked at
+    (the product-limit estimate of Kaplan and Meier, with late entry)."""
 
     __slots__ = ("_prior", "_survival", "kept", "rejected", "reviews")
 
@@ -60,9 +60,9 @@ class Ends:
 
 
 def kept_of_draft(runs: Sequence[float], drafted: int) -> list[float]:
-    """[d]: the chance that a draft of `drafted` tokens keeps at least d of them, where drafts follow
-    one another through runs that survive so, each with a token of its own behind it: they begin at
-    depths 0, drafted + 1, ... of a run."""
+    """[d]: the chance that a draft of `drafted` tokens keeps at least d of them, where drafts
+    follow one another through runs that survive so, each with a token of its own behind it: they
+    begin at depths 0, drafted + 1, ... of a run."""
     keeps, longer = min(runs[-1] / max(runs[-2], 1e-9), MOST_KEPT), list(runs)
     while longer[-1] > 1e-14:
         longer.append(longer[-1] * keeps)
@@ -105,15 +105,23 @@ class TreeGains:
             self.reviews[i] += 1.0
             below = gained
 
-    def replay(self, nodes: int, text: int, needed: Sequence[int]) -> None:
+    def replay(
+        self, nodes: int, text: int, needed: Sequence[tuple[int, int]], means: Sequence[float]
+    ) -> None:
         """A tree of `nodes` nodes gave `text` tokens, for which trees of each size would have
-        needed so many reviews. Of a somewhat larger one it tells, too."""
+        needed so many reviews, the last of which gave so many tokens and might have gone on (else
+        0): it counts as the share that these are of what it would have given, by `means`. Of a
+        somewhat larger one it tells, too."""
+        below = float(text)
         for i, size in enumerate(SIZES):
             if nodes < 0.8 * size:
                 return
-            self.tokens[i] += needed[i - 1] if i else text
-            self.below[i] += needed[i]
-            self.reviews[i] += needed[i]
+            reviews, last = needed[i]
+            count = reviews - 1 + last / (last + means[i]) if last else float(reviews)
+            self.tokens[i] += below
+            self.below[i] += count
+            self.reviews[i] += count
+            below = count
 
     def scale(self, factor: float) -> None:
         for counts in (self.tokens, self.below, self.reviews):
