@@ -112,7 +112,7 @@ class TokenTree:
         return sum(1 << j for j in range(node + 1, len(self)) if self.ancestors[j] >> node & 1)
 
     def _likelier(self, path: Sequence[int]) -> list[int]:
-        """By node of a path: the nodes that have likelier paths, or as likely ones before it (bits)."""
+        """By node of a path, as bits: which have likelier paths, or as likely ones before it."""
         order = sorted(range(len(self)), key=self.chances().__getitem__, reverse=True)
         masks, seen = dict[int, int](), 0
         for node in order:
