@@ -114,6 +114,24 @@ def prepared() -> tuple[Knowledge, PassCosts]:
     return known, costs
 
 
+def test_trees_tell_of_the_chain_in_them_and_of_smaller_trees() -> None:
+    """Three likeliest nodes, another one, a likeliest one, and none behind it; then a chain, whose
+    first token was wrong, goes on where the tree ended."""
+    known, row = Knowledge(1), RowRecord(1)
+    likeliest = [True, True, True, False, True, False]
+    tree = 16, [0, 1, 2, 5, 6], likeliest, [(2, 0), (1, 0), (1, 0), (1, 0)]
+    known.reviewed(row, Estimate(Plan(nodes=16)), 0, 0, 0, tree, 6)
+    ends = known.ends(0, 1)
+    assert ends.kept[:4] == [2.0, 1.0, 1.0, 0.0]
+    assert ends.rejected[:4] == [0.0, 0.0, 0.0, 1.0]
+    assert known.trees(0).reviews == [2.0, 1.0, 0.0, 0.0]
+    known.reviewed(row, Estimate(Plan(tail=2)), 6, 8, 0, None, 7)
+    assert ends.rejected[0] + ends.rejected[2] == pytest.approx(1.0)
+    assert ends.rejected[2] > 0.4
+    with pytest.raises(ValueError, match="likeliest"):
+        known.reviewed(row, Estimate(Plan(nodes=16)), 7, 7, 0, (16, [0], [True], tree[3]), 9)
+
+
 def look(planner: Planner, rows: list[RowRecord], allowed: float = -1.0) -> Any:
     choice = planner.look(rows, 0.0, False, allowed, 64.0, False)
     return choice.best if allowed < 0.0 else choice.trial
