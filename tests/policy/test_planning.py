@@ -171,6 +171,52 @@ def test_rows_that_gain_nothing_decode_plainly_beside_others() -> None:
     assert all(row.drafts for row in alike)
 
 
+def searched(keeps: float, known: Knowledge) -> RowRecord:
+    """A row whose tails of six tokens are kept with that chance."""
+    rng, row, length = random.Random(1), RowRecord(1), 0
+    for _ in range(40):
+        kept = 0
+        while kept < 6 and rng.random() < keeps:
+            kept += 1
+        plan, start = Estimate(Plan(tail=6)), length
+        length += kept + 1
+        known.reviewed(row, plan, start, start + 6, kept, None, length)
+    return row
+
+
+def test_rows_that_share_a_plan_are_expected_to_keep_their_mean() -> None:
+    known, costs = Knowledge(1), PassCosts([1000])
+    for tokens in (1, 4, 8, 16, 32, 48):
+        costs.observe(0, 2, tokens, 1.0 + 0.05 * tokens, False)
+    planner = Planner(known, costs, False)
+    for keeps in (0.0, 0.3, 0.95, 0.95):
+        searched(keeps, known)
+    one, other = searched(0.9, known), searched(0.75, known)
+    good, poor, mixed, turned = (
+        look(planner, rows) for rows in ([one] * 2, [other] * 2, [one, other], [other, one])
+    )
+    assert good.plan == poor.plan == mixed.plan
+    assert good.tokens > 1.1 * poor.tokens
+    assert mixed.tokens == pytest.approx((good.tokens + poor.tokens) / 2)
+    assert turned.tokens == pytest.approx(mixed.tokens)
+
+
+def test_a_run_goes_on_behind_one_token_that_nobody_drafted() -> None:
+    """A draft of two tokens is kept whole, and a token written behind it. The next draft begins
+    there, or one or two tokens later."""
+    deepest = []
+    for start in (3, 4, 5):
+        known, row = Knowledge(1), RowRecord(1)
+        for _ in range(200):
+            known.ends(0, 1).add(0, 20, True)
+        known.reviewed(row, Estimate(Plan(tail=2)), 0, 2, 2, None, 3)
+        before = known.ends(0, 1).rejected
+        known.reviewed(row, Estimate(Plan(tail=2)), start, start + 2, 0, None, start + 1)
+        new = [after - was for after, was in zip(known.ends(0, 1).rejected, before, strict=True)]
+        deepest.append(max(range(len(new)), key=new.__getitem__))
+    assert deepest == [3, 4, 0]
+
+
 def test_few_rows_try_for_many() -> None:
     """What looks poor after a few reviews is tried by some of eight rows, if that may cost
     anything; what looks nearly as good as the best by all."""
