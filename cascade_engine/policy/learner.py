@@ -119,7 +119,7 @@ class CascadeLearner(PassCounts):
         self._steady = True
         self._decide(bucket, tokens, seconds)
         self._warming = False
-        pace.heard(self._steps, self._rows, seconds, self._plan is PLAIN, self._trying)
+        pace.heard(self._steps, seconds, self._plan is PLAIN, self._trying)
 
     # Planning
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from cascade_engine.policy.base import OutputSeen
 
-LISTENING = 3e-6, 3e-6
-"""Seconds that it takes to hear of a step, about: once, and for each row."""
+LISTENING = 0.4
+"""Of the time of a look, what it takes to hear of a step, about: both grow with rows and levels."""
 LISTENING_SHARE = 0.01
 """Of the time, that this may take; beyond it steps pass unheard."""
 LONGEST_PAUSE = 16, 48
@@ -38,12 +38,12 @@ class Pace:
             if out.finish_reason is not None:
                 self.listening = True
 
-    def heard(self, steps: int, rows: int, seconds: float, plain: bool, eager: bool) -> None:
+    def heard(self, steps: int, seconds: float, plain: bool, eager: bool) -> None:
         """A step of so many seconds was heard. Those after it tell little if they are plain; the
         next one is wanted in any case if `eager`."""
         pause = 0
         if not eager and steps > 32:
-            cost = LISTENING[0] + LISTENING[1] * rows
+            cost = LISTENING * self.look_seconds
             pause = min(int(cost / max(LISTENING_SHARE * seconds, 1e-9)), LONGEST_PAUSE[0])
             pause = LONGEST_PAUSE[1] if pause and plain else pause
         self._longer = max(pause - LONGEST_PAUSE[0], 0)
